@@ -1,0 +1,1 @@
+//! The words of Updraft as types that cannot hold a wrong value.
