@@ -1,0 +1,191 @@
+//! The engine port: what Updraft asks of whatever runs replicas, and nothing more.
+//!
+//! An [`Engine`] is the only truth about what runs. The pipeline and the gateway hand it
+//! [`FunctionSpec`]s; the data plane follows its [`EndpointTable`] and takes a [`Lease`] on a
+//! replica for the length of a request, so that an engine knows when a replica is idle and may
+//! go. This crate holds the port, its words and (feature `conformance`) the suite that every
+//! engine must pass. It runs nothing itself and knows no engine.
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod endpoint;
+mod error;
+mod status;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
+
+pub use endpoint::{
+    Availability, Endpoint, EndpointTable, FunctionEndpoints, Lease, ReplicaId, ReplicaLoad,
+};
+pub use error::{EngineError, Fault};
+pub use status::{
+    Capabilities, EngineInfo, FunctionStatus, LogLine, NamespaceInfo, Revision, SecretValue,
+    Version,
+};
+
+/// What to do with the number of replicas when a spec is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// Keep what is desired now (a sleeping function stays asleep); a new function starts with
+    /// its minimum. This is what an OpenFaaS client expects of an update.
+    Keep,
+    /// Run at least the minimum, so that [`Engine::wait_ready`] proves that the new spec works.
+    AtLeastMinimum,
+}
+
+/// Which log lines to read.
+#[derive(Debug, Clone)]
+pub struct LogQuery {
+    /// The function whose replicas' output is read.
+    pub id: FunctionId,
+    /// Only this replica, when given.
+    pub instance: Option<ReplicaId>,
+    /// Only lines at or after this moment, when given.
+    pub since: Option<Timestamp>,
+    /// Only the newest so many lines of what is there already, when given.
+    pub tail: Option<usize>,
+    /// Go on with new lines, of new replicas too, until the stream is dropped.
+    pub follow: bool,
+}
+
+/// What runs replicas. Every call is idempotent and may be repeated after a crash; every error
+/// says whose fault it is and whether to try again.
+///
+/// An engine acts as it is asked: whether the caller may ask is settled before.
+#[async_trait]
+pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
+    /// What this engine can do beyond the port, and what it lacks.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Name, orchestration and version, for `/system/info` and `updraft doctor`.
+    fn info(&self) -> EngineInfo;
+
+    /// Makes `spec` the desired state of its function: creates it, or replaces what runs by
+    /// rolling. Returns as soon as the desire is recorded durably; the rest happens behind.
+    ///
+    /// While the new revision is not ready the old one serves every request, and when the new
+    /// one does not become ready in time the old one stays and the new one is given up. A first
+    /// deployment that is not ready is retried with back-off.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`], [`EngineError::MissingSecrets`],
+    /// [`EngineError::UnknownNamespace`] are the caller's; nothing has changed then.
+    async fn apply(&self, spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError>;
+
+    /// Waits until `revision` takes the function's traffic.
+    ///
+    /// # Errors
+    /// [`EngineError::NotReady`] with the reason and the replica's last lines when it did not
+    /// become ready within `limit` or was given up; [`EngineError::Superseded`] when another
+    /// revision was applied meanwhile; [`EngineError::UnknownFunction`] when it was removed.
+    async fn wait_ready(
+        &self,
+        id: &FunctionId,
+        revision: Revision,
+        limit: Duration,
+    ) -> Result<(), EngineError>;
+
+    /// Removes a function with all its replicas, once open requests have ended or their grace is
+    /// over. Returns when no new request can reach it.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`] when there is none of that name.
+    async fn remove(&self, id: &FunctionId) -> Result<(), EngineError>;
+
+    /// All functions of a namespace, by name.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownNamespace`].
+    async fn list(&self, namespace: &Namespace) -> Result<Vec<FunctionStatus>, EngineError>;
+
+    /// One function, or nothing when there is none of that name.
+    async fn get(&self, id: &FunctionId) -> Result<Option<FunctionStatus>, EngineError>;
+
+    /// Sets the desired number of replicas, 0 included. A [`Self::get`] after it shows the new
+    /// number at once; replicas follow.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`].
+    async fn scale(&self, id: &FunctionId, replicas: u32) -> Result<(), EngineError>;
+
+    /// Where requests can go: always the newest table, and a wake-up for each change of it.
+    fn endpoints(&self) -> watch::Receiver<EndpointTable>;
+
+    /// The output of a function's replicas, oldest first.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`].
+    async fn logs(
+        &self,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine, EngineError>>, EngineError>;
+
+    /// Names of the secrets of a namespace, sorted.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownNamespace`].
+    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError>;
+
+    /// Keeps a new secret.
+    ///
+    /// # Errors
+    /// [`EngineError::SecretExists`], [`EngineError::UnknownNamespace`].
+    async fn create_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        value: SecretValue,
+    ) -> Result<(), EngineError>;
+
+    /// Replaces a secret's value; running replicas see the new file at once, whole.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownSecret`].
+    async fn update_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        value: SecretValue,
+    ) -> Result<(), EngineError>;
+
+    /// Removes a secret. Replicas that mount it keep their file until they end.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownSecret`].
+    async fn remove_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<(), EngineError>;
+
+    /// The namespaces that may hold functions, the default one first.
+    async fn list_namespaces(&self) -> Result<Vec<NamespaceInfo>, EngineError>;
+
+    /// Adds a namespace.
+    ///
+    /// # Errors
+    /// [`EngineError::NamespaceExists`].
+    async fn create_namespace(&self, namespace: NamespaceInfo) -> Result<(), EngineError>;
+
+    /// Replaces a namespace's labels and annotations.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownNamespace`].
+    async fn update_namespace(&self, namespace: NamespaceInfo) -> Result<(), EngineError>;
+
+    /// Removes a namespace with every function and secret in it; the default one stays.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownNamespace`]; [`EngineError::Invalid`] for the default one.
+    async fn remove_namespace(&self, namespace: &Namespace) -> Result<(), EngineError>;
+
+    /// Lets go of everything without ending a replica: they go on, and the next start adopts
+    /// them where the engine can. Call it last.
+    async fn shutdown(&self);
+}

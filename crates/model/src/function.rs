@@ -1,0 +1,266 @@
+//! A function as it is to run: every field that OpenFaaS knows, checked.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    CpuQuantity, FunctionName, ImageRef, MemoryQuantity, Namespace, OwnerName, SecretName,
+};
+
+/// Label keys that OpenFaaS and OpenFaaS Cloud give a meaning.
+pub mod labels {
+    /// Set by the engine on every function; its value is the function's name.
+    pub const FUNCTION: &str = "faas_function";
+    /// Fewest replicas while the function is not asleep; default 1.
+    pub const SCALE_MIN: &str = "com.openfaas.scale.min";
+    /// Most replicas.
+    pub const SCALE_MAX: &str = "com.openfaas.scale.max";
+    /// Step of the alert-driven scaler, in percent of the maximum.
+    pub const SCALE_FACTOR: &str = "com.openfaas.scale.factor";
+    /// `true`: stop all replicas when idle.
+    pub const SCALE_ZERO: &str = "com.openfaas.scale.zero";
+    /// Marks a function that a push deployed; value `1`.
+    pub const GIT_CLOUD: &str = "com.openfaas.cloud.git-cloud";
+    /// The owner whose push deployed the function.
+    pub const GIT_OWNER: &str = "com.openfaas.cloud.git-owner";
+    /// The repository that declares the function.
+    pub const GIT_REPO: &str = "com.openfaas.cloud.git-repo";
+    /// The full commit id that the running release was built from.
+    pub const GIT_SHA: &str = "com.openfaas.cloud.git-sha";
+    /// The branch whose pushes go live.
+    pub const GIT_BRANCH: &str = "com.openfaas.cloud.git-branch";
+    /// Where the repository lives: `github`, `gitlab`, `updraft`, …
+    pub const GIT_SCM: &str = "com.openfaas.cloud.git-scm";
+    /// `1` for a private repository, else `0`.
+    pub const GIT_PRIVATE: &str = "com.openfaas.cloud.git-private";
+    /// Unix seconds of the deployment, as text.
+    pub const GIT_DEPLOYTIME: &str = "com.openfaas.cloud.git-deploytime";
+}
+
+/// Annotation keys that OpenFaaS and Updraft give a meaning.
+pub mod annotations {
+    /// Path of the health probe; default `/_/health`.
+    pub const HEALTH_PATH: &str = "com.openfaas.health.http.path";
+    /// Path of the readiness probe; default is the health path.
+    pub const READY_PATH: &str = "com.openfaas.ready.http.path";
+    /// Delay before the first health probe: seconds or a Go duration.
+    pub const HEALTH_INITIAL_DELAY: &str = "com.openfaas.health.http.initialDelay";
+    /// Web address of the repository a push came from.
+    pub const GIT_REPO_URL: &str = "com.openfaas.cloud.git-repo-url";
+    /// The release number that is deployed, as text.
+    pub const RELEASE: &str = "updraft.release";
+    /// The one limit on an invocation from first byte in to last byte out: seconds or a Go duration.
+    pub const TIMEOUT: &str = "updraft.timeout";
+}
+
+/// Where a function is found in the engine: its name and its namespace.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FunctionId {
+    /// The namespace; the default one is `openfaas-fn`.
+    pub namespace: Namespace,
+    /// The visible name.
+    pub name: FunctionName,
+}
+
+impl FunctionId {
+    /// The function of that name in the default namespace.
+    pub fn in_default(name: FunctionName) -> Self {
+        Self { namespace: Namespace::default(), name }
+    }
+}
+
+/// `<name>.<namespace>`, as OpenFaaS writes it in URLs and metric labels.
+impl fmt::Display for FunctionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.name, self.namespace)
+    }
+}
+
+impl fmt::Debug for FunctionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An amount of each resource; what is absent is not limited, or not asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResourceSet {
+    /// Memory, such as `128Mi`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryQuantity>,
+    /// Processor share, such as `500m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuQuantity>,
+    /// Devices by their Kubernetes resource name, such as `nvidia.com/gpu`.
+    #[serde(flatten, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, String>,
+}
+
+/// What is to run for a function, resolved: nothing in it depends on a template, a file or the
+/// platform's environment any more. A release keeps one; an engine runs one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionSpec {
+    /// The function's place in the engine.
+    pub id: FunctionId,
+    /// The image, as the client or the pipeline named it.
+    pub image: ImageRef,
+    /// The process that the watchdog runs (`fprocess`), when it overrides the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
+    /// Environment variables, without `fprocess`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// Placement constraints, `key=value`; engines on one machine ignore them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub constraints: Vec<String>,
+    /// Secrets to mount under `/var/openfaas/secrets`, in the order given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
+    /// Labels, byte for byte as given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, byte for byte as given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Hard limits; absent when the client gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ResourceSet>,
+    /// Reserved amounts; absent when the client gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<ResourceSet>,
+    /// Whether the root file system is mounted read-only (`/tmp` stays writable).
+    #[serde(default)]
+    pub read_only_root: bool,
+}
+
+/// Why a spec cannot be run. The caller's fault; the message names the field.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SpecError {
+    /// The environment has a name that no process can be given.
+    #[error("environment name `{0}` is invalid, it may not be empty or hold `=` or NUL")]
+    EnvironmentName(String),
+    /// An environment value that no process can be given.
+    #[error("environment value of `{0}` holds a NUL character")]
+    EnvironmentValue(String),
+    /// The client set a label that only the engine sets, to something else.
+    #[error("label `{0}` is set by the platform, remove it")]
+    ReservedLabel(&'static str),
+}
+
+impl FunctionSpec {
+    /// A spec with nothing but a place and an image.
+    pub fn new(id: FunctionId, image: ImageRef) -> Self {
+        Self {
+            id,
+            image,
+            process: None,
+            environment: BTreeMap::new(),
+            constraints: Vec::new(),
+            secrets: Vec::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            limits: None,
+            requests: None,
+            read_only_root: false,
+        }
+    }
+
+    /// Checks what the field types alone cannot.
+    ///
+    /// # Errors
+    /// The caller's fault; the message names the field and what is expected.
+    pub fn check(&self) -> Result<(), SpecError> {
+        for (name, value) in &self.environment {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(SpecError::EnvironmentName(name.clone()));
+            }
+            if value.contains('\0') {
+                return Err(SpecError::EnvironmentValue(name.clone()));
+            }
+        }
+        if self.labels.get(labels::FUNCTION).is_some_and(|name| name != self.id.name.as_str()) {
+            return Err(SpecError::ReservedLabel(labels::FUNCTION));
+        }
+        Ok(())
+    }
+
+    /// The owner whose push deployed this, if it came by a push.
+    pub fn owner(&self) -> Option<OwnerName> {
+        let owner = self.labels.get(labels::GIT_OWNER)?;
+        OwnerName::new(owner.to_ascii_lowercase()).ok()
+    }
+
+    /// The repository that declares this, if it came by a push.
+    pub fn repository(&self) -> Option<&str> {
+        self.labels.get(labels::GIT_REPO).map(String::as_str)
+    }
+
+    /// Fewest replicas while awake: the label, or 1 when it is absent or no number.
+    pub fn scale_min(&self) -> u32 {
+        self.number_label(labels::SCALE_MIN).unwrap_or(1).max(1)
+    }
+
+    /// Most replicas an autoscaler may ask for, when the label says so.
+    pub fn scale_max(&self) -> Option<u32> {
+        self.number_label(labels::SCALE_MAX)
+    }
+
+    fn number_label(&self, key: &str) -> Option<u32> {
+        self.labels.get(key)?.trim().parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> FunctionSpec {
+        let id = FunctionId::in_default(FunctionName::new("demo-hello").unwrap());
+        FunctionSpec::new(id, "localhost/hello:1".parse().unwrap())
+    }
+
+    #[test]
+    fn a_spec_survives_its_stored_form() {
+        let mut spec = spec();
+        spec.environment.insert("a".into(), "b".into());
+        spec.limits = Some(ResourceSet {
+            memory: Some("5Mi".parse().unwrap()),
+            cpu: None,
+            devices: BTreeMap::from([("nvidia.com/gpu".into(), "1".into())]),
+        });
+        let stored = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<FunctionSpec>(&stored).unwrap(), spec);
+        assert_eq!(spec.id.to_string(), "demo-hello.openfaas-fn");
+    }
+
+    #[test]
+    fn replica_bounds_fall_back_when_the_label_is_no_number() {
+        let mut spec = spec();
+        assert_eq!((spec.scale_min(), spec.scale_max()), (1, None));
+        spec.labels.insert(labels::SCALE_MIN.into(), "2".into());
+        spec.labels.insert(labels::SCALE_MAX.into(), "many".into());
+        assert_eq!((spec.scale_min(), spec.scale_max()), (2, None));
+    }
+
+    #[test]
+    fn environment_that_no_process_can_have_is_refused() {
+        let mut spec = spec();
+        spec.environment.insert("a=b".into(), String::new());
+        assert!(matches!(spec.check(), Err(SpecError::EnvironmentName(_))));
+        spec.environment = BTreeMap::from([("a".into(), "\0".into())]);
+        assert!(matches!(spec.check(), Err(SpecError::EnvironmentValue(_))));
+    }
+
+    #[test]
+    fn the_function_label_cannot_name_another_function() {
+        let mut spec = spec();
+        spec.labels.insert(labels::FUNCTION.into(), "other".into());
+        assert_eq!(spec.check(), Err(SpecError::ReservedLabel(labels::FUNCTION)));
+        spec.labels.insert(labels::FUNCTION.into(), "demo-hello".into());
+        assert_eq!(spec.check(), Ok(()));
+    }
+}
