@@ -1,0 +1,4 @@
+//! What owners push, and how it becomes a build context.
+//!
+//! Everything here was written by strangers: texts are parsed under caps, paths are resolved
+//! beneath the folder they belong to, links cannot leave it. Nothing here builds or runs anything.
