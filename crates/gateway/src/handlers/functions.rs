@@ -1,0 +1,185 @@
+//! Functions: list, describe, deploy, remove, scale.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use http::StatusCode;
+use updraft_engine::{FunctionStatus, Wake};
+use updraft_model::{FunctionSpec, labels};
+
+use super::{DESCRIPTION_LIMIT, Parts, QueryMap, namespace_of};
+use crate::GatewayParts;
+use crate::answer::{Failure, engine_failure, place_failure, read_body};
+use crate::place;
+use crate::wire::{self, DeleteFunctionRequest, FunctionDeployment, ScaleServiceRequest};
+
+fn show(parts: &GatewayParts, status: FunctionStatus) -> wire::FunctionStatus {
+    let invocations = parts.invocations.count(&status.spec.id);
+    wire::FunctionStatus::new(status, invocations)
+}
+
+pub(crate) async fn list(
+    State(parts): Parts,
+    query: QueryMap,
+) -> Result<Json<Vec<wire::FunctionStatus>>, Failure> {
+    let engine = &*parts.engine;
+    let namespace = match place::namespace(None, namespace_of(&query)) {
+        Ok(namespace) => namespace,
+        Err(error) => return Err(place_failure(engine, error).await),
+    };
+    match engine.list(&namespace).await {
+        Ok(functions) => {
+            Ok(Json(functions.into_iter().map(|status| show(&parts, status)).collect()))
+        }
+        Err(error) => Err(engine_failure(engine, error).await),
+    }
+}
+
+pub(crate) async fn describe(
+    State(parts): Parts,
+    Path(name): Path<String>,
+    query: QueryMap,
+) -> Result<Json<wire::FunctionStatus>, Failure> {
+    let engine = &*parts.engine;
+    let id = match place::function(&name, None, namespace_of(&query)) {
+        Ok(id) => id,
+        Err(error) => return Err(place_failure(engine, error).await),
+    };
+    match engine.get(&id).await {
+        Ok(Some(status)) => Ok(Json(show(&parts, status))),
+        Ok(None) => Err(Failure::absent()),
+        Err(error) => Err(engine_failure(engine, error).await),
+    }
+}
+
+/// `POST`: the function is as the body says afterwards, whether it was there or not.
+pub(crate) async fn create(
+    State(parts): Parts,
+    query: QueryMap,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let spec = requested_spec(&parts, &query, body).await?;
+    deploy(&parts, spec, IfAbsent::Create).await
+}
+
+/// `PUT`: only for a function that is there; clients go on with `POST` after a `404`.
+pub(crate) async fn update(
+    State(parts): Parts,
+    query: QueryMap,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let spec = requested_spec(&parts, &query, body).await?;
+    deploy(&parts, spec, IfAbsent::Refuse).await
+}
+
+async fn requested_spec(
+    parts: &GatewayParts,
+    query: &QueryMap,
+    body: Body,
+) -> Result<FunctionSpec, Failure> {
+    let body = read_body(body, DESCRIPTION_LIMIT).await?;
+    let deployment = FunctionDeployment::decode(&body)?;
+    let namespace = match place::namespace(deployment.namespace.as_deref(), namespace_of(query)) {
+        Ok(namespace) => namespace,
+        Err(error) => return Err(place_failure(&*parts.engine, error).await),
+    };
+    deployment.into_spec(namespace).map_err(Failure::bad_request)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum IfAbsent {
+    Create,
+    Refuse,
+}
+
+async fn deploy(
+    parts: &GatewayParts,
+    spec: FunctionSpec,
+    if_absent: IfAbsent,
+) -> Result<StatusCode, Failure> {
+    let engine = &*parts.engine;
+    let id = spec.id.clone();
+    match engine.get(&id).await {
+        Ok(None) if if_absent == IfAbsent::Refuse => {
+            return Err(Failure::new(
+                StatusCode::NOT_FOUND,
+                format!("function `{id}` does not exist, create it with POST"),
+            ));
+        }
+        Ok(None) => {}
+        Ok(Some(existing)) => refuse_pushed(&existing)?,
+        Err(error) => return Err(engine_failure(engine, error).await),
+    }
+    // An update never wakes a function that was scaled to zero.
+    match engine.apply(spec, Wake::Keep).await {
+        Ok(_) => {
+            tracing::info!(function = %id, "deployed through the gateway");
+            Ok(StatusCode::ACCEPTED)
+        }
+        Err(error) => Err(engine_failure(engine, error).await),
+    }
+}
+
+/// What runs for a pushed function is what its repository says; the gateway may stop or remove it,
+/// not change it behind the repository's back.
+fn refuse_pushed(existing: &FunctionStatus) -> Result<(), Failure> {
+    let spec = &existing.spec;
+    let Some(owner) = spec.labels.get(labels::GIT_OWNER) else {
+        return Ok(());
+    };
+    let repository = spec.repository().unwrap_or("unknown");
+    Err(Failure::new(
+        StatusCode::CONFLICT,
+        format!(
+            "function `{}` was deployed by a push to the repository `{owner}/{repository}`; push \
+             there to change it, or remove the function first",
+            spec.id
+        ),
+    ))
+}
+
+pub(crate) async fn remove(
+    State(parts): Parts,
+    query: QueryMap,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let engine = &*parts.engine;
+    let body = read_body(body, DESCRIPTION_LIMIT).await?;
+    let request = DeleteFunctionRequest::decode(&body)?;
+    let Some(name) = request.function_name else {
+        return Err(Failure::bad_request("functionName: is required"));
+    };
+    let id = match place::function(&name, request.namespace.as_deref(), namespace_of(&query)) {
+        Ok(id) => id,
+        Err(error) => return Err(place_failure(engine, error).await),
+    };
+    match engine.remove(&id).await {
+        Ok(()) => {
+            tracing::info!(function = %id, "removed through the gateway");
+            Ok(StatusCode::ACCEPTED)
+        }
+        Err(error) => Err(engine_failure(engine, error).await),
+    }
+}
+
+pub(crate) async fn scale(
+    State(parts): Parts,
+    Path(name): Path<String>,
+    query: QueryMap,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let engine = &*parts.engine;
+    let body = read_body(body, DESCRIPTION_LIMIT).await?;
+    let request = ScaleServiceRequest::decode(&body)?;
+    let id = match place::function(&name, request.namespace.as_deref(), namespace_of(&query)) {
+        Ok(id) => id,
+        Err(error) => return Err(place_failure(engine, error).await),
+    };
+    match engine.scale(&id, request.replicas).await {
+        Ok(()) => {
+            tracing::info!(function = %id, replicas = request.replicas, "scaled through the gateway");
+            Ok(StatusCode::ACCEPTED)
+        }
+        Err(error) => Err(engine_failure(engine, error).await),
+    }
+}

@@ -1,0 +1,54 @@
+//! The OpenFaaS REST API over any engine: what `faas-cli` and the OpenFaaS client libraries call.
+//!
+//! A request comes from the edge, is let in or not by [`Access`], read leniently as Go's decoder
+//! would ([`wire`]), turned into the words of the model and handed to the [`Engine`]. Errors are
+//! plain text, as the clients print them. The gateway keeps no state, never invokes a function
+//! and never answers `204`, which `faas-cli` takes for a failure.
+//!
+//! Every route stands in one table with who may call it ([`routes`]); there is no other way in.
+
+mod access;
+mod answer;
+mod handlers;
+mod place;
+mod route;
+pub mod wire;
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use updraft_engine::{Engine, Version};
+use updraft_model::FunctionId;
+
+pub use access::{Admission, Authority};
+pub use route::{Access, Route, routes};
+
+/// How often each function was called, as the data plane counted it.
+pub trait InvocationCounts: Send + Sync + fmt::Debug + 'static {
+    /// Invocations of the function since counting began; 0 for one that was never called.
+    fn count(&self, id: &FunctionId) -> u64;
+}
+
+/// What the gateway is made of.
+#[derive(Debug, Clone)]
+pub struct GatewayParts {
+    /// What runs the functions.
+    pub engine: Arc<dyn Engine>,
+    /// The numbers behind `invocationCount`.
+    pub invocations: Arc<dyn InvocationCounts>,
+    /// Who may come in.
+    pub authority: Arc<dyn Authority>,
+    /// Updraft's own version, for `/system/info`.
+    pub version: Version,
+    /// Address of the system host, such as `http://system.localhost:8080`, without a slash at the
+    /// end: where people who look for the OpenFaaS portal are sent.
+    pub system_url: String,
+}
+
+/// The OpenFaaS API as a router: `/system/*`, `/healthz`, `/` and `/ui/*`.
+///
+/// `/function/*` is not among them: invocations never pass here.
+pub fn router(parts: GatewayParts) -> Router {
+    route::assemble(Arc::new(parts))
+}
