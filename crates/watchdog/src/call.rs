@@ -1,0 +1,205 @@
+//! One call on its way through the watchdog: its place, its clock and its access line.
+//!
+//! A call ends when its answer has left (or the client has gone), so it travels inside the body of
+//! the answer; dropping it gives back the place and writes the line.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+use tokio::time::{Instant, Sleep};
+
+use crate::life::Place;
+use crate::log::{Log, human_size};
+
+/// How the status stands in the access line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StatusStyle {
+    /// `200 OK`, as in mode http.
+    Text,
+    /// `200`, as in the forking modes.
+    Number,
+}
+
+/// What a connection's driver must know about the call on it.
+#[derive(Debug)]
+pub(crate) struct ConnectionClock {
+    /// A call is under way.
+    busy: AtomicBool,
+    /// When the call under way (or the last one) must have been answered.
+    end: Mutex<Instant>,
+}
+
+impl ConnectionClock {
+    pub(crate) fn new() -> Self {
+        Self { busy: AtomicBool::new(false), end: Mutex::new(Instant::now()) }
+    }
+
+    fn begin(&self, end: Instant) {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn end(&self) -> Instant {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One call; see the module.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) started: Instant,
+    place: Option<Place>,
+    connection: Arc<ConnectionClock>,
+    access: Option<Access>,
+}
+
+#[derive(Debug)]
+struct Access {
+    log: Log,
+    method: Method,
+    uri: Uri,
+    style: StatusStyle,
+    status: StatusCode,
+    /// Bytes of the answer; negative when unknown.
+    size: i64,
+    counting: bool,
+    call_id: Option<HeaderValue>,
+}
+
+impl Call {
+    /// Begins a call that must be answered by `end`. Until `answered`, its line would say 504: that
+    /// is what a client that went away leaves behind.
+    pub(crate) fn begin(
+        place: Option<Place>,
+        connection: Arc<ConnectionClock>,
+        end: Instant,
+    ) -> Self {
+        connection.begin(end);
+        Self { started: Instant::now(), place, connection, access: None }
+    }
+
+    /// Asks for an access line, unless a Kubernetes probe is calling.
+    pub(crate) fn log_access(
+        &mut self,
+        log: &Log,
+        request: &Parts,
+        style: StatusStyle,
+        with_call_id: bool,
+    ) {
+        let from_probe = request
+            .headers
+            .get(header::USER_AGENT)
+            .is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe"));
+        if from_probe {
+            return;
+        }
+        let call_id = with_call_id.then(|| {
+            request
+                .headers
+                .get("x-call-id")
+                .cloned()
+                .unwrap_or_else(|| HeaderValue::from_static("none"))
+        });
+        self.access = Some(Access {
+            log: log.clone(),
+            method: request.method.clone(),
+            uri: request.uri.clone(),
+            style,
+            status: StatusCode::GATEWAY_TIMEOUT,
+            size: 0,
+            counting: false,
+            call_id,
+        });
+    }
+
+    /// Notes the answer; a `size` of `None` counts the bytes that pass.
+    pub(crate) fn answered(&mut self, status: StatusCode, size: Option<i64>) {
+        if let Some(access) = &mut self.access {
+            access.status = status;
+            access.size = size.unwrap_or(0);
+            access.counting = size.is_none();
+        }
+    }
+
+    pub(crate) fn passed(&mut self, bytes: usize) {
+        if let Some(access) = self.access.as_mut().filter(|access| access.counting) {
+            access.size += i64::try_from(bytes).unwrap_or(0);
+        }
+    }
+
+    /// The answer broke off after its head had been sent.
+    pub(crate) fn broke_off(&mut self, error: &io::Error) {
+        if let Some(access) = &mut self.access {
+            access.status = match error.kind() {
+                io::ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+        }
+    }
+
+    /// The call has become a tunnel: draining does not wait for it.
+    pub(crate) fn tunnelled(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.no_longer_awaited();
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.connection.busy.store(false, Ordering::Relaxed);
+        let Some(access) = &self.access else { return };
+        let Access { log, method, uri, status, .. } = access;
+        let size = human_size(access.size);
+        let seconds = self.started.elapsed().as_secs_f64();
+        let number = status.as_u16();
+        let (space, reason) = match (access.style, status.canonical_reason()) {
+            (StatusStyle::Text, Some(reason)) => (" ", reason),
+            _ => ("", ""),
+        };
+        if let Some(id) = &access.call_id {
+            let id = String::from_utf8_lossy(id.as_bytes());
+            log.line(format_args!(
+                "{method} {uri} - {number}{space}{reason} - ContentLength: {size} ({seconds:.4}s) [{id}]"
+            ));
+        } else {
+            log.line(format_args!(
+                "{method} {uri} - {number}{space}{reason} - ContentLength: {size} ({seconds:.4}s)"
+            ));
+        }
+    }
+}
+
+/// A moment by which something must be done; costs a timer only once somebody has to wait.
+#[derive(Debug)]
+pub(crate) struct Deadline {
+    at: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    pub(crate) fn new(at: Option<Instant>) -> Self {
+        Self { at, sleep: None }
+    }
+
+    pub(crate) fn after(start: Instant, limit: Option<Duration>) -> Self {
+        Self::new(limit.and_then(|limit| start.checked_add(limit)))
+    }
+
+    /// Whether the moment has passed; wakes the task when it does.
+    pub(crate) fn poll_passed(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(at) = self.at else { return false };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        matches!(sleep.as_mut().poll(cx), Poll::Ready(()))
+    }
+}

@@ -1,0 +1,297 @@
+//! The environment, read once into settings that cannot hold a wrong value.
+//!
+//! The only place that knows variable names and defaults; it reads through a lookup function and
+//! never touches the process environment itself.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{HeaderValue, Uri};
+
+use crate::duration::parse_setting;
+use crate::lines::LineStyle;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest line of the child that is logged whole unless `log_buffer_size` says otherwise.
+const DEFAULT_LINE: usize = 64 * 1024;
+/// Most bytes of one body that are held in memory where a mode needs the whole of it.
+const DEFAULT_BUFFER: usize = 256 * 1024 * 1024;
+
+/// Why the watchdog refuses to start; each is the fault of the image or the deployment.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No process to run.
+    #[error("nothing to run: set `fprocess` to the command of the function")]
+    MissingProcess,
+    /// No address to send requests to.
+    #[error(
+        "mode http needs `upstream_url`: set it to where the function listens, such as `http://127.0.0.1:3000`"
+    )]
+    MissingUpstream,
+    /// An address that cannot be dialled.
+    #[error("cannot use upstream_url `{url}`: {reason}")]
+    BadUpstream {
+        /// The value as given.
+        url: String,
+        /// What is wrong and what to write instead.
+        reason: &'static str,
+    },
+    /// A mode this binary does not have.
+    #[error("unknown mode `{0}`: use `http`, `streaming`, `serializing` or `static`")]
+    UnknownMode(String),
+    /// A mode that only exists as a library.
+    #[error(
+        "mode inproc runs a handler compiled into the watchdog, which this binary has not: use mode http with `fprocess` and `upstream_url`"
+    )]
+    InProcess,
+    /// A write timeout of zero.
+    #[error("HTTP write timeout must be over 0s: set `write_timeout`")]
+    ZeroWriteTimeout,
+    /// A line length that is no number.
+    #[error("log_buffer_size `{0}` is not a number: give bytes, or -1 for no limit")]
+    BadLineLength(String),
+    /// A content type that cannot be sent.
+    #[error("content_type `{0}` cannot be sent as a header")]
+    BadContentType(String),
+    /// Authentication that this version cannot do.
+    #[error(
+        "jwt_auth is set, but this watchdog cannot check tokens yet: it does not start, because running open is not what was asked for; unset `jwt_auth` and let the gateway authenticate callers"
+    )]
+    JwtUnsupported,
+}
+
+/// The command of the function, split on single spaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CommandLine {
+    pub(crate) text: String,
+    pub(crate) program: String,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl CommandLine {
+    fn parse(text: &str) -> Self {
+        let mut parts = text.split(' ').map(str::to_owned);
+        Self {
+            text: text.to_owned(),
+            program: parts.next().unwrap_or_default(),
+            arguments: parts.collect(),
+        }
+    }
+}
+
+/// Where the function of mode http listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UpstreamAddress {
+    /// Literal addresses in the order to try them; never empty.
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) authority: String,
+    /// Path before each request's own; empty for most.
+    pub(crate) prefix: String,
+}
+
+impl UpstreamAddress {
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let bad = |reason| ConfigError::BadUpstream { url: text.to_owned(), reason };
+        let uri: Uri =
+            text.parse().map_err(|_| bad("it is no URL; write `http://127.0.0.1:3000`"))?;
+        if uri.scheme_str() != Some("http") {
+            return Err(bad("it must begin with `http://`"));
+        }
+        if uri.query().is_some() {
+            return Err(bad("it must not have a query"));
+        }
+        let authority = uri.authority().ok_or_else(|| bad("it has no host"))?;
+        let port = authority.port_u16().unwrap_or(80);
+        let host = authority.host().trim_matches(['[', ']']);
+        let addresses = if host.eq_ignore_ascii_case("localhost") {
+            vec![
+                SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
+                SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port),
+            ]
+        } else {
+            // Names are not resolved: a static binary in an empty image has no resolver.
+            let address = host.parse::<IpAddr>().map_err(|_| {
+                bad("the host must be an IP address or `localhost`; write `127.0.0.1`")
+            })?;
+            vec![SocketAddr::new(address, port)]
+        };
+        Ok(Self {
+            addresses,
+            authority: authority.as_str().to_owned(),
+            prefix: uri.path().trim_end_matches('/').to_owned(),
+        })
+    }
+}
+
+/// What the watchdog does with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Pass it to one long-lived child.
+    Http { command: CommandLine, upstream: UpstreamAddress },
+    /// Start a process for it; bodies stream.
+    Streaming { command: CommandLine },
+    /// Start a process for it; bodies are held whole.
+    Serializing { command: CommandLine },
+    /// Serve a file.
+    Static { root: PathBuf },
+}
+
+impl Mode {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Http { .. } => "http",
+            Self::Streaming { .. } => "streaming",
+            Self::Serializing { .. } => "serializing",
+            Self::Static { .. } => "static",
+        }
+    }
+
+    pub(crate) fn command(&self) -> Option<&CommandLine> {
+        match self {
+            Self::Http { command, .. }
+            | Self::Streaming { command }
+            | Self::Serializing { command } => Some(command),
+            Self::Static { .. } => None,
+        }
+    }
+}
+
+/// All settings of one watchdog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub(crate) mode: Mode,
+    /// 0 asks the system for a free port.
+    pub(crate) port: u16,
+    /// Limit for receiving a request and for an idle connection; `None` is no limit.
+    pub(crate) read_timeout: Option<Duration>,
+    /// Limit for answering a request, and for draining.
+    pub(crate) write_timeout: Duration,
+    /// Limit for one invocation; `None` is no limit.
+    pub(crate) exec_timeout: Option<Duration>,
+    /// How long to go on serving after SIGTERM.
+    pub(crate) healthcheck_interval: Duration,
+    pub(crate) content_type: HeaderValue,
+    /// Most calls at once; `None` is no limit.
+    pub(crate) max_inflight: Option<usize>,
+    pub(crate) buffer_request: bool,
+    pub(crate) prefix_logs: bool,
+    /// Longest piece of a line in bytes; `None` is no limit.
+    pub(crate) line_limit: Option<usize>,
+    pub(crate) log_call_id: bool,
+    pub(crate) ready_path: Option<String>,
+    /// `None` when the lock file is suppressed.
+    pub(crate) lock_file: Option<PathBuf>,
+    /// Report health before the child accepts connections, as the original watchdog does.
+    pub(crate) early_ready: bool,
+    /// End the wait after SIGTERM as soon as no calls arrive any more.
+    pub(crate) quiet_drain: bool,
+    /// Most bytes of one body held in memory.
+    pub(crate) max_buffer: usize,
+}
+
+impl Config {
+    /// Reads all settings through `lookup`, which answers with the value of a variable.
+    ///
+    /// # Errors
+    /// The first setting that makes a start pointless; nothing has happened yet then.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
+        let flag = |name: &str| matches!(get(name).as_deref(), Some("true" | "1"));
+        let timeout = |name: &str, default| parse_setting(get(name).as_deref(), default);
+        let limit = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
+
+        if flag("jwt_auth") || get("jwt_auth").as_deref().and_then(parse_bool) == Some(true) {
+            return Err(ConfigError::JwtUnsupported);
+        }
+        let write_timeout = timeout("write_timeout", DEFAULT_TIMEOUT);
+        if write_timeout.is_zero() {
+            return Err(ConfigError::ZeroWriteTimeout);
+        }
+        let content_type =
+            get("content_type").unwrap_or_else(|| "application/octet-stream".to_owned());
+        let line_limit = match get("log_buffer_size") {
+            None => Some(DEFAULT_LINE),
+            Some(text) => match text.parse::<i64>() {
+                Ok(number) => usize::try_from(number).ok().map(|bytes| bytes.max(1)),
+                Err(_) => return Err(ConfigError::BadLineLength(text)),
+            },
+        };
+        let lock_file = (!flag("suppress_lock")).then(|| {
+            get("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".lock")
+        });
+        Ok(Self {
+            mode: mode(&get)?,
+            port: get("port").map_or(8080, |text| text.parse().unwrap_or(0)),
+            read_timeout: limit(timeout("read_timeout", DEFAULT_TIMEOUT)),
+            write_timeout,
+            exec_timeout: limit(timeout("exec_timeout", DEFAULT_TIMEOUT)),
+            healthcheck_interval: timeout("healthcheck_interval", write_timeout),
+            content_type: HeaderValue::from_str(&content_type)
+                .map_err(|_| ConfigError::BadContentType(content_type))?,
+            max_inflight: get("max_inflight")
+                .and_then(|text| text.parse().ok())
+                .filter(|&calls| calls > 0),
+            buffer_request: flag("http_buffer_req_body") || flag("buffer_http"),
+            prefix_logs: get("prefix_logs").as_deref().and_then(parse_bool).unwrap_or(true),
+            line_limit,
+            log_call_id: ["log_callid", "log_call_id"]
+                .iter()
+                .any(|name| get(name).as_deref().and_then(parse_bool) == Some(true)),
+            ready_path: get("ready_path")
+                .map(|path| if path.starts_with('/') { path } else { format!("/{path}") }),
+            lock_file,
+            early_ready: flag("updraft_early_ready"),
+            quiet_drain: get("updraft_drain").as_deref() == Some("quiet"),
+            max_buffer: get("updraft_max_buffer")
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(DEFAULT_BUFFER),
+        })
+    }
+}
+
+impl Config {
+    pub(crate) fn line_style(&self) -> LineStyle {
+        LineStyle { prefix: self.prefix_logs, limit: self.line_limit }
+    }
+}
+
+fn mode(get: &impl Fn(&str) -> Option<String>) -> Result<Mode, ConfigError> {
+    let name = get("mode").unwrap_or_else(|| "streaming".to_owned());
+    let command = || {
+        get("function_process")
+            .or_else(|| get("fprocess"))
+            .map(|text| CommandLine::parse(&text))
+            .ok_or(ConfigError::MissingProcess)
+    };
+    match name.as_str() {
+        "http" => {
+            let command = command()?;
+            let url = get("http_upstream_url")
+                .or_else(|| get("upstream_url"))
+                .ok_or(ConfigError::MissingUpstream)?;
+            Ok(Mode::Http { command, upstream: UpstreamAddress::parse(&url)? })
+        }
+        "streaming" => Ok(Mode::Streaming { command: command()? }),
+        "serializing" => Ok(Mode::Serializing { command: command()? }),
+        "static" => Ok(Mode::Static {
+            root: get("static_path").unwrap_or_else(|| "/home/app/public".to_owned()).into(),
+        }),
+        "inproc" => Err(ConfigError::InProcess),
+        _ => Err(ConfigError::UnknownMode(name)),
+    }
+}
+
+/// Go's spellings of a truth value.
+fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,163 @@
+//! The table of variables, row by row.
+
+use super::*;
+
+fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::from_lookup(|name| {
+        variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    })
+}
+
+fn streaming(variables: &[(&str, &str)]) -> Config {
+    let mut all = vec![("fprocess", "cat")];
+    all.extend_from_slice(variables);
+    config(&all).unwrap()
+}
+
+#[test]
+fn defaults_are_those_of_the_table() {
+    let config = streaming(&[]);
+    let thirty = Duration::from_secs(30);
+    assert_eq!(config.mode.name(), "streaming");
+    assert_eq!(config.port, 8080);
+    assert_eq!(config.read_timeout, Some(thirty));
+    assert_eq!(config.write_timeout, thirty);
+    assert_eq!(config.exec_timeout, Some(thirty));
+    assert_eq!(config.healthcheck_interval, thirty);
+    assert_eq!(config.content_type, "application/octet-stream");
+    assert_eq!(config.max_inflight, None);
+    assert!(!config.buffer_request);
+    assert!(config.prefix_logs);
+    assert_eq!(config.line_limit, Some(65536));
+    assert!(!config.log_call_id);
+    assert_eq!(config.ready_path, None);
+    assert_eq!(config.lock_file, Some(PathBuf::from("/tmp/.lock")));
+}
+
+#[test]
+fn function_process_wins_over_fprocess() {
+    let config = config(&[("fprocess", "a"), ("function_process", "b c")]).unwrap();
+    assert_eq!(config.mode.command().unwrap().text, "b c");
+}
+
+#[test]
+fn http_upstream_url_wins_over_upstream_url() {
+    let config = config(&[
+        ("fprocess", "a"),
+        ("mode", "http"),
+        ("upstream_url", "http://127.0.0.1:1"),
+        ("http_upstream_url", "http://127.0.0.1:2/base/"),
+    ])
+    .unwrap();
+    let Mode::Http { upstream, .. } = config.mode else { panic!("not http") };
+    assert_eq!(upstream.addresses, ["127.0.0.1:2".parse().unwrap()]);
+    assert_eq!(upstream.prefix, "/base");
+}
+
+#[test]
+fn localhost_is_dialled_by_literal_addresses_and_names_are_refused() {
+    let parsed = UpstreamAddress::parse("http://localhost:3000").unwrap();
+    assert_eq!(parsed.addresses[0].to_string(), "127.0.0.1:3000");
+    assert_eq!(parsed.addresses[1].to_string(), "[::1]:3000");
+    assert_eq!(
+        UpstreamAddress::parse("http://[::1]:5").unwrap().addresses,
+        ["[::1]:5".parse().unwrap()]
+    );
+    for text in ["http://function.example:3000", "https://127.0.0.1", "127.0.0.1:3000", "http://"] {
+        assert!(UpstreamAddress::parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_missing_process_is_refused_except_in_static_mode() {
+    assert_eq!(config(&[]), Err(ConfigError::MissingProcess));
+    assert_eq!(config(&[("mode", "serializing")]), Err(ConfigError::MissingProcess));
+    let Mode::Static { root } = config(&[("mode", "static")]).unwrap().mode else {
+        panic!("not static")
+    };
+    assert_eq!(root, PathBuf::from("/home/app/public"));
+}
+
+#[test]
+fn a_missing_upstream_is_refused() {
+    assert_eq!(config(&[("fprocess", "a"), ("mode", "http")]), Err(ConfigError::MissingUpstream));
+}
+
+#[test]
+fn unknown_modes_and_removed_ones_are_refused() {
+    for mode in ["afterburn", "HTTP", "x"] {
+        assert_eq!(
+            config(&[("fprocess", "a"), ("mode", mode)]),
+            Err(ConfigError::UnknownMode(mode.to_owned()))
+        );
+    }
+    assert_eq!(config(&[("mode", "inproc")]), Err(ConfigError::InProcess));
+}
+
+#[test]
+fn a_zero_write_timeout_is_refused() {
+    let error = config(&[("fprocess", "a"), ("write_timeout", "0")]).unwrap_err();
+    assert!(error.to_string().starts_with("HTTP write timeout must be over 0s"));
+}
+
+#[test]
+fn a_zero_exec_timeout_means_no_limit() {
+    assert_eq!(streaming(&[("exec_timeout", "0s")]).exec_timeout, None);
+}
+
+#[test]
+fn the_health_check_interval_follows_the_write_timeout() {
+    let config = streaming(&[("write_timeout", "15s")]);
+    assert_eq!(config.healthcheck_interval, Duration::from_secs(15));
+    let config = streaming(&[("write_timeout", "15s"), ("healthcheck_interval", "0")]);
+    assert_eq!(config.healthcheck_interval, Duration::ZERO);
+}
+
+#[test]
+fn unparsable_integers_are_zero_and_an_unparsable_line_length_is_refused() {
+    assert_eq!(streaming(&[("port", "x")]).port, 0);
+    assert_eq!(streaming(&[("max_inflight", "x")]).max_inflight, None);
+    assert_eq!(streaming(&[("max_inflight", "-3")]).max_inflight, None);
+    assert_eq!(streaming(&[("max_inflight", "3")]).max_inflight, Some(3));
+    assert_eq!(
+        config(&[("fprocess", "a"), ("log_buffer_size", "x")]),
+        Err(ConfigError::BadLineLength("x".to_owned()))
+    );
+    assert_eq!(streaming(&[("log_buffer_size", "-1")]).line_limit, None);
+}
+
+#[test]
+fn booleans_are_true_or_1_and_two_of_them_take_every_go_spelling() {
+    assert!(streaming(&[("buffer_http", "true")]).buffer_request);
+    assert!(streaming(&[("http_buffer_req_body", "1")]).buffer_request);
+    assert!(!streaming(&[("buffer_http", "TRUE")]).buffer_request);
+    assert!(!streaming(&[("prefix_logs", "F")]).prefix_logs);
+    assert!(streaming(&[("prefix_logs", "maybe")]).prefix_logs);
+    assert!(streaming(&[("log_callid", "T")]).log_call_id);
+    assert!(streaming(&[("log_call_id", "true")]).log_call_id);
+    assert!(!streaming(&[("log_callid", "maybe")]).log_call_id);
+}
+
+#[test]
+fn suppress_lock_means_no_lock_file_and_tmpdir_moves_it() {
+    assert_eq!(streaming(&[("suppress_lock", "true")]).lock_file, None);
+    assert_eq!(streaming(&[("TMPDIR", "/run/x")]).lock_file, Some(PathBuf::from("/run/x/.lock")));
+}
+
+#[test]
+fn commands_are_split_on_single_spaces_without_quoting() {
+    let command = CommandLine::parse("sh -c 'a  b'");
+    assert_eq!(command.program, "sh");
+    assert_eq!(command.arguments, ["-c", "'a", "", "b'"]);
+}
+
+#[test]
+fn asking_for_token_checks_is_refused_rather_than_run_open() {
+    for value in ["true", "1", "T"] {
+        assert_eq!(
+            config(&[("fprocess", "a"), ("jwt_auth", value)]),
+            Err(ConfigError::JwtUnsupported)
+        );
+    }
+    assert!(config(&[("fprocess", "a"), ("jwt_auth", "false")]).is_ok());
+}

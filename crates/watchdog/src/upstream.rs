@@ -1,0 +1,171 @@
+//! Connections to the function of mode http: dialling, a small pool, and sending exactly once.
+//!
+//! A request is sent anew only when not one byte of it had been written; what the function may
+//! have seen is never repeated.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::body::Upload;
+use crate::config::UpstreamAddress;
+use crate::server::HEADER_LIMIT;
+
+/// How long an unused connection is kept: shorter than any server's own limit in the wild, so that
+/// a request seldom meets a connection that is just being closed.
+const IDLE: Duration = Duration::from_millis(500);
+/// Most unused connections kept.
+const MAX_IDLE: usize = 100;
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    #[error("cannot connect to the function at {authority}: {cause}")]
+    Connect { authority: String, cause: io::Error },
+    #[error("the function did not answer in HTTP: {0}")]
+    Exchange(hyper::Error),
+    #[error("the caller's request broke off: {0}")]
+    Caller(hyper::Error),
+}
+
+/// The function of mode http, seen from here.
+pub(crate) struct Upstream {
+    pub(crate) address: UpstreamAddress,
+    idle: Mutex<Pool>,
+}
+
+#[derive(Default)]
+struct Pool {
+    /// Newest last; the newest is used first, so that old ones can go.
+    connections: Vec<(SendRequest<Upload>, Instant)>,
+    sweeping: bool,
+}
+
+/// A connection in use.
+pub(crate) struct Lease {
+    upstream: Arc<Upstream>,
+    sender: SendRequest<Upload>,
+}
+
+impl Lease {
+    /// Returns the connection for the next request.
+    pub(crate) fn give_back(self) {
+        let Self { upstream, sender } = self;
+        if sender.is_closed() {
+            return;
+        }
+        let mut pool = upstream.pool();
+        if pool.connections.len() >= MAX_IDLE {
+            return;
+        }
+        pool.connections.push((sender, Instant::now()));
+        let start_sweeping = !std::mem::replace(&mut pool.sweeping, true);
+        drop(pool);
+        if start_sweeping {
+            tokio::spawn(Arc::clone(&upstream).sweep());
+        }
+    }
+}
+
+impl Upstream {
+    pub(crate) fn new(address: UpstreamAddress) -> Self {
+        Self { address, idle: Mutex::default() }
+    }
+
+    /// Opens a connection at the first address that takes one.
+    pub(crate) async fn dial(&self) -> io::Result<TcpStream> {
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in &self.address.addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        mut request: Request<Upload>,
+    ) -> Result<(Response<Incoming>, Lease), SendError> {
+        loop {
+            let (mut sender, fresh) = match self.checkout() {
+                Some(sender) => (sender, false),
+                None => (self.connect().await?, true),
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let lease = Lease { upstream: Arc::clone(self), sender };
+                    return Ok((response, lease));
+                }
+                Err(mut failed) => match failed.take_message() {
+                    // Handed back untouched: the kept connection had been closed meanwhile.
+                    Some(unsent) if !fresh => request = unsent,
+                    _ => {
+                        let error = failed.into_error();
+                        return Err(if error.is_user() {
+                            SendError::Caller(error)
+                        } else {
+                            SendError::Exchange(error)
+                        });
+                    }
+                },
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Upload>, SendError> {
+        let connect_error =
+            |cause| SendError::Connect { authority: self.address.authority.clone(), cause };
+        let stream = self.dial().await.map_err(connect_error)?;
+        stream.set_nodelay(true).map_err(connect_error)?;
+        let (sender, connection) = http1::Builder::new()
+            .title_case_headers(true)
+            .max_buf_size(HEADER_LIMIT)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(SendError::Exchange)?;
+        tokio::spawn(async move {
+            // Its failures reach whoever waits for the answer.
+            let _reported_there = connection.with_upgrades().await;
+        });
+        Ok(sender)
+    }
+
+    fn checkout(&self) -> Option<SendRequest<Upload>> {
+        let mut pool = self.pool();
+        while let Some((sender, since)) = pool.connections.pop() {
+            if since.elapsed() < IDLE && sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// Closes what has been idle for too long; ends when nothing is kept.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(IDLE).await;
+            let mut pool = self.pool();
+            pool.connections
+                .retain(|(sender, since)| since.elapsed() < IDLE && !sender.is_closed());
+            if pool.connections.is_empty() {
+                pool.connections.shrink_to_fit();
+                pool.sweeping = false;
+                return;
+            }
+        }
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
