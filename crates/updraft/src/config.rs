@@ -1,0 +1,263 @@
+//! Configuration of a server: built-in defaults, one TOML file, environment, flags, in that order
+//! of rising precedence. Checked whole at start; an unknown key is an error with a suggestion.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use updraft_model::{MemoryQuantity, parse_duration};
+
+use crate::cli::Up;
+
+const DEFAULT_PORT: u16 = 8080;
+
+/// What a server runs with.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) listen: SocketAddr,
+    pub(crate) root: String,
+    pub(crate) build: BuildConfig,
+    pub(crate) push: PushConfig,
+    pub(crate) function: FunctionConfig,
+}
+
+/// `[build]`: what one build may use.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct BuildConfig {
+    /// Builds at the same time.
+    pub(crate) parallel: usize,
+    /// Longest time of one build.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) time: Duration,
+    /// Most memory of one build.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) memory: u64,
+    /// Most disk one build may add.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) disk: u64,
+    /// Most processes of one build.
+    pub(crate) processes: u32,
+}
+
+impl Default for BuildConfig {
+    fn default() -> Self {
+        Self {
+            parallel: std::thread::available_parallelism().map_or(2, usize::from),
+            time: Duration::from_secs(15 * 60),
+            memory: 2 << 30,
+            disk: 8 << 30,
+            processes: 2048,
+        }
+    }
+}
+
+/// `[push]`: what one push may hold.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PushConfig {
+    /// Branches whose pushes go live.
+    pub(crate) live_branches: Vec<String>,
+    /// Most bytes of one push, packed.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) size: u64,
+    /// Most bytes of one repository.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) repository_size: u64,
+    /// Most bytes of a checkout.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) checkout_size: u64,
+    /// Most bytes of one file.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) file_size: u64,
+    /// Most files of a checkout.
+    pub(crate) files: usize,
+    /// Whether a repository may bring its own `template` folder.
+    pub(crate) repository_templates: bool,
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self {
+            live_branches: vec!["main".to_owned(), "master".to_owned()],
+            size: 256 << 20,
+            repository_size: 1 << 30,
+            checkout_size: 512 << 20,
+            file_size: 128 << 20,
+            files: 20_000,
+            repository_templates: false,
+        }
+    }
+}
+
+/// `[function]`: what a function gets unless its stack file says otherwise.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct FunctionConfig {
+    /// Memory limit.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) memory: u64,
+    /// Most processes and threads.
+    pub(crate) processes: u32,
+    /// Longest time of one invocation.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) timeout: Duration,
+    /// Longest time from start to ready.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) ready: Duration,
+}
+
+impl Default for FunctionConfig {
+    fn default() -> Self {
+        Self {
+            memory: 256 << 20,
+            processes: 256,
+            timeout: Duration::from_secs(60),
+            ready: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ConfigFile {
+    listen: Option<SocketAddr>,
+    root: Option<String>,
+    build: BuildConfig,
+    push: PushConfig,
+    function: FunctionConfig,
+}
+
+impl Config {
+    /// Puts the layers together: flags and environment (already merged by the parser) over the
+    /// file over the defaults.
+    pub(crate) fn load(up: &Up) -> Result<Self> {
+        let file = up.config.as_deref().map_or_else(|| Ok(ConfigFile::default()), read)?;
+        let config = Self {
+            listen: up
+                .listen
+                .or(file.listen)
+                .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()),
+            root: up.root.clone().or(file.root).unwrap_or_else(|| "localhost".to_owned()),
+            build: file.build,
+            push: file.push,
+            function: file.function,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let label_fits = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        };
+        if self.root.len() > 200 || !self.root.split('.').all(label_fits) {
+            bail!(
+                "root `{}` is no domain; expected for instance `localhost` or `faas.example.com`",
+                self.root
+            );
+        }
+        if self.build.parallel == 0 {
+            bail!("build.parallel is 0; at least one build must be allowed");
+        }
+        if self.push.live_branches.is_empty() {
+            bail!("push.live_branches is empty; name at least one branch, for instance `main`");
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<ConfigFile> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+    parse(&text, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<ConfigFile> {
+    toml::from_str(text).map_err(|error| {
+        let hint = suggestion(&error.to_string());
+        anyhow::anyhow!("{}: {}{hint}", path.display(), error.to_string().trim_end())
+    })
+}
+
+/// For an unknown key, the known one that looks most like it.
+fn suggestion(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (true, Some(unknown)) = (message.contains("unknown field"), quoted.next()) else {
+        return String::new();
+    };
+    quoted
+        .map(|known| (strsim::jaro_winkler(unknown, known), known))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map_or_else(String::new, |(_, known)| format!("\ndid you mean `{known}`?"))
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Seconds(u64),
+        Text(String),
+    }
+    match Written::deserialize(deserializer)? {
+        Written::Seconds(seconds) => Ok(Duration::from_secs(seconds)),
+        Written::Text(text) => parse_duration(&text).map_err(D::Error::custom),
+    }
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let quantity = MemoryQuantity::deserialize(deserializer)?;
+    Ok(quantity.bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<ConfigFile> {
+        parse(text, Path::new("updraft.toml"))
+    }
+
+    #[test]
+    fn quantities_and_durations_are_read_as_in_stack_files() {
+        let file = parsed("[build]\nmemory = '1Gi'\ntime = '5m'\n[function]\nready = 10").unwrap();
+        assert_eq!(file.build.memory, 1 << 30);
+        assert_eq!(file.build.time, Duration::from_secs(300));
+        assert_eq!(file.function.ready, Duration::from_secs(10));
+        assert_eq!(file.function.processes, 256);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_one() {
+        let refusal = parsed("[build]\nparalel = 2").unwrap_err().to_string();
+        assert!(refusal.contains("updraft.toml"), "{refusal}");
+        assert!(refusal.contains("line 2"), "{refusal}");
+        assert!(refusal.contains("did you mean `parallel`?"), "{refusal}");
+    }
+
+    #[test]
+    fn a_root_that_is_no_domain_is_refused() {
+        let config = |root: &str| Config {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            root: root.to_owned(),
+            build: BuildConfig::default(),
+            push: PushConfig::default(),
+            function: FunctionConfig::default(),
+        };
+        assert!(config("faas.example.com").check().is_ok());
+        for bad in ["", "a b", "http://x", "x.", "-x"] {
+            assert!(config(bad).check().is_err(), "{bad}");
+        }
+    }
+}

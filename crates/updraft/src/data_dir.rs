@@ -1,0 +1,221 @@
+//! The data directory: where everything lies, who holds it, and how the command line finds the
+//! server that does.
+//!
+//! This is the one place that knows the layout; crates are handed the paths they own.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+/// Hex digits of an instance id; few enough for the names of network devices.
+const INSTANCE_DIGITS: usize = 8;
+
+/// A data directory and the id of the instance that lives in it.
+#[derive(Debug, Clone)]
+pub(crate) struct DataDir {
+    root: PathBuf,
+    instance: String,
+}
+
+/// Held while a server runs on a data directory; dropped, it lets the next one in.
+#[derive(Debug)]
+pub(crate) struct DataDirLock(#[expect(dead_code, reason = "holds the lock")] File);
+
+/// What the command line needs to find the running server; lies in the data directory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ServerRecord {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// The root domain it serves.
+    pub(crate) root: String,
+    /// Its process id.
+    pub(crate) pid: u32,
+}
+
+impl DataDir {
+    /// Opens the directory, making it and its instance id where they are missing.
+    pub(crate) fn create(root: &Path) -> Result<Self> {
+        let make = |path: &Path| {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .with_context(|| format!("cannot create the folder {}", path.display()))
+        };
+        make(root)?;
+        // Mount points, sockets and the engine's records hold absolute paths.
+        let root = root
+            .canonicalize()
+            .with_context(|| format!("cannot open the data directory {}", root.display()))?;
+        for folder in ["blobs", "git", "work", "containers", "engine", "logs", "secrets"] {
+            make(&root.join(folder))?;
+        }
+        let instance = read_or_choose_instance(&root.join("instance"))?;
+        Ok(Self { root, instance })
+    }
+
+    /// Opens a directory that a server has made before.
+    pub(crate) fn open(root: &Path) -> Result<Self> {
+        if !root.join("instance").is_file() {
+            bail!(
+                "{} is not a data directory of Updraft; start a server with `updraft up --data-dir {}` or name another with --data-dir",
+                root.display(),
+                root.display()
+            );
+        }
+        Self::create(root)
+    }
+
+    /// Makes this process the only server on the directory.
+    ///
+    /// Another running server is an error that names the directory.
+    pub(crate) fn lock(&self) -> Result<DataDirLock> {
+        let path = self.root.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!(
+                "another Updraft runs on {}; stop it, or choose another folder with --data-dir",
+                self.root.display()
+            );
+        }
+        Ok(DataDirLock(file))
+    }
+
+    /// Eight hex digits that tell this instance's devices, mounts and processes from others'.
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.root.join("updraft.db")
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    pub(crate) fn repositories(&self) -> PathBuf {
+        self.root.join("git")
+    }
+
+    pub(crate) fn work(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
+    pub(crate) fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    pub(crate) fn engine(&self) -> PathBuf {
+        self.root.join("engine")
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    pub(crate) fn admin_password(&self) -> PathBuf {
+        self.root.join("secrets/basic-auth-password")
+    }
+
+    /// What does not outlive a reboot: mounts, bundles, runtime state.
+    pub(crate) fn volatile(&self) -> PathBuf {
+        PathBuf::from(format!("/run/updraft-{}", self.instance))
+    }
+
+    fn server_record(&self) -> PathBuf {
+        self.root.join("server.json")
+    }
+
+    /// Notes where the server listens.
+    pub(crate) fn announce(&self, record: &ServerRecord) -> Result<()> {
+        write_whole(&self.server_record(), serde_json::to_string(record)?.as_bytes())
+    }
+
+    /// Where the server listens, if one has said so.
+    pub(crate) fn server(&self) -> Option<ServerRecord> {
+        serde_json::from_slice(&fs::read(self.server_record()).ok()?).ok()
+    }
+
+    /// Takes the note back at the end.
+    pub(crate) fn retract(&self) {
+        if let Err(error) = fs::remove_file(self.server_record()) {
+            tracing::debug!(%error, "the server record was gone already");
+        }
+    }
+}
+
+fn read_or_choose_instance(path: &Path) -> Result<String> {
+    if let Ok(text) = fs::read_to_string(path) {
+        let id = text.trim();
+        let is_hex = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if id.len() != INSTANCE_DIGITS || !is_hex {
+            bail!("{} holds no instance id; restore it, 8 hex digits", path.display());
+        }
+        return Ok(id.to_owned());
+    }
+    let random = getrandom::u32().context("cannot read random numbers")?;
+    let id = format!("{random:08x}");
+    write_whole(path, id.as_bytes())?;
+    Ok(id)
+}
+
+/// Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
+fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    let new = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_instance_id_stays_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = DataDir::create(folder.path()).unwrap();
+        let second = DataDir::open(folder.path()).unwrap();
+        assert_eq!(first.instance(), second.instance());
+        assert_eq!(first.instance().len(), INSTANCE_DIGITS);
+    }
+
+    #[test]
+    fn a_second_server_is_kept_out_until_the_first_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::create(folder.path()).unwrap();
+        let lock = data_dir.lock().unwrap();
+        let refusal = data_dir.lock().unwrap_err().to_string();
+        assert!(refusal.contains("another Updraft runs"), "{refusal}");
+        drop(lock);
+        data_dir.lock().unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_no_data_directory_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = DataDir::open(folder.path()).unwrap_err().to_string();
+        assert!(refusal.contains("updraft up --data-dir"), "{refusal}");
+    }
+}

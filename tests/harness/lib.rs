@@ -1,0 +1,33 @@
+//! What the end-to-end tests share: a whole cloud in a folder of its own, repositories pushed to
+//! it with real git, and requests as a client sends them.
+//!
+//! A test that crashes leaves a cloud behind; the next test that starts sweeps it.
+
+mod cloud;
+pub mod fixture;
+mod git;
+mod http;
+mod sweep;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+pub use cloud::{Cloud, CommandOutput};
+pub use git::{PushOutcome, Repository};
+pub use http::Answer;
+
+/// Asks again and again until there is an answer, at most for `limit`; panics with `what` then.
+pub async fn eventually<T, F, Answer>(what: &str, limit: Duration, mut question: F) -> T
+where
+    F: FnMut() -> Answer,
+    Answer: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(answer) = question().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
