@@ -237,10 +237,12 @@ impl From<Output> for CommandOutput {
     }
 }
 
-/// The binary under test, beside the folder that this test runs from.
+/// The binary under test, in the folder of the profile that this program was built with.
 pub(crate) fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    let profile = test.ancestors().nth(2).expect("tests lie in <profile>/deps");
+    let program = std::env::current_exe().expect("a program has a path");
+    let folder = program.parent().expect("a program lies in a folder");
+    // Tests lie in `<profile>/deps`, other programs in `<profile>`.
+    let profile = if folder.ends_with("deps") { folder.join("..") } else { folder.to_owned() };
     let binary = profile.join("updraft");
     assert!(
         binary.is_file(),

@@ -1,0 +1,66 @@
+//! Measures the budgets on the release build, each beside a peer in the same run where there is
+//! one, and prints a table: what was measured, the number, the budget, whether it holds.
+//!
+//! Nothing here is a test: numbers depend on the machine, ratios are what counts.
+
+mod load;
+mod measure;
+mod nginx;
+mod report;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+use crate::report::Report;
+
+/// Measures Updraft and prints a table.
+#[derive(Debug, Parser)]
+#[command(name = "updraft-bench")]
+struct Arguments {
+    /// Only these measurements; default: all
+    measurements: Vec<Measurement>,
+    /// Fewer repetitions: a look, not a measurement
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Measurement {
+    /// From `git push` to the first answer of the new release.
+    Push,
+    /// From nothing running to the first byte.
+    Cold,
+    /// What edge and invoke add to a warm call.
+    Overhead,
+    /// Requests per second beside nginx in front of the same replica.
+    Throughput,
+    /// What the whole cloud costs while nothing happens.
+    Idle,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let wanted = |measurement: Measurement| {
+        arguments.measurements.is_empty() || arguments.measurements.contains(&measurement)
+    };
+    let scale = if arguments.quick { 4 } else { 1 };
+    let mut report = Report::default();
+    if wanted(Measurement::Idle) {
+        measure::idle(&mut report).await?;
+    }
+    if wanted(Measurement::Push) {
+        measure::push(&mut report, 20 / scale).await?;
+    }
+    if wanted(Measurement::Cold) {
+        measure::cold_start(&mut report, 100 / scale).await?;
+    }
+    if wanted(Measurement::Overhead) {
+        measure::overhead(&mut report, scale).await?;
+    }
+    if wanted(Measurement::Throughput) {
+        measure::throughput(&mut report, scale).await?;
+    }
+    report.print();
+    Ok(())
+}
