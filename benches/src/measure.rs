@@ -14,7 +14,7 @@ use crate::report::{Report, millis, percentile};
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// A cloud with one function, `bench-page`, whose replica is the watchdog itself.
-fn cloud_with_page() -> Result<(Cloud, Repository, String)> {
+fn cloud_with_page() -> (Cloud, Repository, String) {
     let cloud = Cloud::start();
     let token = cloud.token("bench");
     let repository = Repository::new();
@@ -23,12 +23,12 @@ fn cloud_with_page() -> Result<(Cloud, Repository, String)> {
     repository.commit("Measure");
     let url = cloud.git_url("bench", &token, "page");
     repository.push(&url).expect_success();
-    Ok((cloud, repository, url))
+    (cloud, repository, url)
 }
 
 /// From the start of `git push` to the first answer of the new release.
 pub(crate) async fn push(report: &mut Report, pushes: usize) -> Result<()> {
-    let (cloud, repository, url) = cloud_with_page()?;
+    let (cloud, repository, url) = cloud_with_page();
     let mut samples = Vec::new();
     for number in 0..pushes {
         let text = format!("push number {number}");
@@ -55,7 +55,7 @@ pub(crate) async fn push(report: &mut Report, pushes: usize) -> Result<()> {
 
 /// From nothing running to the whole first answer, through the edge.
 pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()> {
-    let (cloud, _repository, _) = cloud_with_page()?;
+    let (cloud, _repository, _) = cloud_with_page();
     let mut samples = Vec::new();
     for _ in 0..trials {
         scale(&cloud, 0).await;
@@ -81,9 +81,9 @@ pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()>
 
 /// What edge and invoke add to a call of a warm replica, at half of what the edge can serve.
 pub(crate) async fn overhead(report: &mut Report, scale: usize) -> Result<()> {
-    let (cloud, _repository, _) = cloud_with_page()?;
+    let (cloud, _repository, _) = cloud_with_page();
     let through_edge = edge_target(&cloud);
-    let direct = replica_target(&cloud).await?;
+    let direct = replica_target(&cloud)?;
     let time = Duration::from_secs(12) / u32::try_from(scale)?;
     let capacity = requests_per_second(&through_edge, 50, Duration::from_secs(3)).await?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
@@ -123,9 +123,9 @@ pub(crate) async fn overhead(report: &mut Report, scale: usize) -> Result<()> {
 
 /// Requests per second through the edge beside nginx in front of the same replica.
 pub(crate) async fn throughput(report: &mut Report, scale: usize) -> Result<()> {
-    let (cloud, _repository, _) = cloud_with_page()?;
+    let (cloud, _repository, _) = cloud_with_page();
     let through_edge = edge_target(&cloud);
-    let direct = replica_target(&cloud).await?;
+    let direct = replica_target(&cloud)?;
     let nginx = Nginx::start(direct.address)?;
     let through_nginx = Target { address: nginx.address(), ..direct.clone() };
     let time = Duration::from_secs(8) / u32::try_from(scale)?;
@@ -150,7 +150,7 @@ pub(crate) async fn throughput(report: &mut Report, scale: usize) -> Result<()> 
 
 /// What the whole cloud costs while nothing happens.
 pub(crate) async fn idle(report: &mut Report) -> Result<()> {
-    let (cloud, _repository, _) = cloud_with_page()?;
+    let (cloud, _repository, _) = cloud_with_page();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let before = cpu_ticks(cloud.pid())?;
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -180,7 +180,7 @@ fn edge_target(cloud: &Cloud) -> Target {
 }
 
 /// The one replica of the function, without anything of ours in between.
-async fn replica_target(cloud: &Cloud) -> Result<Target> {
+fn replica_target(cloud: &Cloud) -> Result<Target> {
     let replicas = cloud.json(&["list", "--replicas"]);
     let address = replicas[0]["replicas"][0]["address"]
         .as_str()

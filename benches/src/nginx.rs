@@ -47,8 +47,10 @@ impl Nginx {
 impl Drop for Nginx {
     fn drop(&mut self) {
         let quit = Command::new("kill").arg(self.process.id().to_string()).status();
-        if quit.is_ok() {
-            let _ = self.process.wait();
+        if quit.is_ok()
+            && let Err(error) = self.process.wait()
+        {
+            eprintln!("nginx: {error}");
         }
     }
 }

@@ -1,0 +1,129 @@
+//! What `faas-cli` does, request by request: log in, deploy, describe, invoke, scale, log, remove.
+
+use std::time::Duration;
+
+use updraft_tests::{Cloud, Repository, eventually, fixture};
+
+/// A cloud that has the image `localhost/fixture/web:1`, as a client deploys one by name.
+fn cloud_with_image() -> Cloud {
+    let cloud = Cloud::start();
+    let token = cloud.token("images");
+    let repository = Repository::new();
+    let entry = fixture::binary(&repository, "web", "from an image");
+    fixture::stack(&repository, &[entry]);
+    repository.commit("An image");
+    repository.push(&cloud.git_url("images", &token, "web")).expect_success();
+    cloud
+}
+
+/// The image that the pushed function runs.
+fn image(cloud: &Cloud) -> String {
+    let functions = cloud.json(&["list", "--owner", "images"]);
+    functions[0]["image"].as_str().expect("a function has an image").to_owned()
+}
+
+#[tokio::test]
+async fn a_client_without_the_password_is_told_to_log_in() {
+    let cloud = Cloud::start();
+    let answer = cloud.send("GET", "127.0.0.1", "/system/functions", &[], "").await;
+    assert_eq!(answer.status, 401);
+    assert_eq!(answer.header("www-authenticate"), "Basic realm=\"Restricted\"");
+    assert_eq!(cloud.openfaas("GET", "/system/functions", "").await.status, 200);
+    assert_eq!(cloud.get("127.0.0.1", "/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_function_lives_its_life_through_the_openfaas_api() {
+    let cloud = cloud_with_image();
+    let image = image(&cloud);
+    let deployment = serde_json::json!({
+        "service": "web", "image": image, "envVars": {"colour": "blue"},
+        "labels": null, "annotations": {"note": "a b  c"}, "limits": {"memory": "40Mi"},
+    })
+    .to_string();
+
+    // The client's first deployment: an update that finds nothing, then a creation.
+    assert_eq!(cloud.openfaas("PUT", "/system/functions", &deployment).await.status, 404);
+    assert_eq!(cloud.openfaas("POST", "/system/functions", &deployment).await.status, 202);
+    eventually("web is available", Duration::from_secs(20), async || {
+        let status = cloud.openfaas("GET", "/system/function/web", "").await.json();
+        (status["availableReplicas"] == 1).then_some(())
+    })
+    .await;
+
+    let status = cloud.openfaas("GET", "/system/function/web?usage=1", "").await.json();
+    assert_eq!(status["image"], image.as_str());
+    assert_eq!(status["envVars"]["colour"], "blue");
+    assert_eq!(status["annotations"]["note"], "a b  c");
+    assert_eq!(status["limits"]["memory"], "40Mi");
+    assert_eq!(status["labels"]["faas_function"], "web");
+    assert!(status.get("requests").is_none());
+
+    let call = cloud.get("127.0.0.1", "/function/web.openfaas-fn/index.html").await;
+    assert_eq!((call.status, call.body.as_str()), (200, "from an image"));
+    assert!(!call.header("x-start-time").is_empty());
+    let listed = cloud.openfaas("GET", "/system/functions", "").await.json();
+    let web = listed.as_array().unwrap().iter().find(|entry| entry["name"] == "web").unwrap();
+    assert_eq!(web["invocationCount"].as_f64(), Some(1.0));
+
+    let scale = r#"{"serviceName":"web","replicas":2,"namespace":"openfaas-fn"}"#;
+    assert_eq!(cloud.openfaas("POST", "/system/scale-function/web", scale).await.status, 202);
+    assert_eq!(cloud.openfaas("GET", "/system/function/web", "").await.json()["replicas"], 2);
+
+    let remove = r#"{"functionName":"web"}"#;
+    assert_eq!(cloud.openfaas("DELETE", "/system/functions", remove).await.status, 202);
+    assert_eq!(cloud.openfaas("DELETE", "/system/functions", remove).await.status, 404);
+    assert_eq!(cloud.get("127.0.0.1", "/function/web").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_secret_reaches_the_function_that_names_it_and_nobody_else() {
+    let cloud = cloud_with_image();
+    let image = image(&cloud);
+    let deploy = |name: &str, secrets: &[&str]| {
+        let process = "/busybox httpd -f -p 8080 -h /var/openfaas/secrets";
+        serde_json::json!({
+            "service": name, "image": image, "secrets": secrets, "envProcess": process,
+            "annotations": {"com.openfaas.health.http.path": "/"},
+        })
+        .to_string()
+    };
+    let missing = cloud.openfaas("POST", "/system/functions", &deploy("web", &["api-key"])).await;
+    assert_eq!(missing.status, 400, "{}", missing.body);
+    assert!(missing.body.contains("api-key"), "{}", missing.body);
+
+    let secret = r#"{"name":"api-key","value":"s3cr3t-canary"}"#;
+    assert_eq!(cloud.openfaas("POST", "/system/secrets", secret).await.status, 202);
+    assert_eq!(cloud.openfaas("POST", "/system/secrets", secret).await.status, 409);
+    let listed = cloud.openfaas("GET", "/system/secrets", "").await;
+    assert!(listed.body.contains("api-key") && !listed.body.contains("s3cr3t"), "{}", listed.body);
+    let answer = cloud.openfaas("POST", "/system/functions", &deploy("web", &["api-key"])).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    assert!(!cloud.server_log().contains("s3cr3t-canary"));
+}
+
+#[tokio::test]
+async fn a_deployment_of_a_push_is_not_overwritten_by_a_client() {
+    let cloud = cloud_with_image();
+    let deployment = serde_json::json!({"service": "images-web", "image": image(&cloud)});
+    let answer = cloud.openfaas("PUT", "/system/functions", &deployment.to_string()).await;
+    assert_eq!(answer.status, 409, "{}", answer.body);
+    assert!(answer.body.contains("images"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn info_and_namespaces_are_what_clients_expect() {
+    let cloud = Cloud::start();
+    let info = cloud.openfaas("GET", "/system/info", "").await.json();
+    for path in [
+        "/provider/provider",
+        "/provider/orchestration",
+        "/provider/version/release",
+        "/version/sha",
+        "/arch",
+    ] {
+        assert!(info.pointer(path).is_some_and(|value| value != ""), "{path} in {info}");
+    }
+    let namespaces = cloud.openfaas("GET", "/system/namespaces", "").await.json();
+    assert_eq!(namespaces, serde_json::json!(["openfaas-fn"]));
+}

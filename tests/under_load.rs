@@ -1,0 +1,92 @@
+//! Requests go on while a function is pushed anew, and none of them fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use updraft_tests::{Cloud, Repository, fixture};
+
+const REQUESTS_PER_SECOND: u32 = 200;
+const PUSHES: usize = 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_while_a_function_is_pushed_ten_times() {
+    let cloud = Arc::new(Cloud::start());
+    let token = cloud.token("demo");
+    let url = cloud.git_url("demo", &token, "site");
+    let repository = Repository::new();
+    let page = fixture::site(&repository, "page", "push 0");
+    fixture::stack(&repository, &[page]);
+    repository.commit("Push 0");
+    repository.push(&url).expect_success();
+
+    let over = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn({
+        let (cloud, over) = (Arc::clone(&cloud), Arc::clone(&over));
+        async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(1) / REQUESTS_PER_SECOND);
+            let mut requests = tokio::task::JoinSet::new();
+            while !over.load(Ordering::Relaxed) {
+                tick.tick().await;
+                let cloud = Arc::clone(&cloud);
+                requests.spawn(async move { cloud.try_get("demo.localhost", "/page").await });
+            }
+            requests.join_all().await
+        }
+    });
+    let pushing = tokio::task::spawn_blocking(move || {
+        for push in 1..=PUSHES {
+            let text = format!("push {push}");
+            repository.write("page/index.html", &text).commit(&text);
+            repository.push(&url).expect_success();
+        }
+    });
+    pushing.await.expect("every push succeeds");
+    over.store(true, Ordering::Relaxed);
+
+    let answers = load.await.expect("the load ends");
+    let failures: Vec<String> = answers
+        .iter()
+        .filter_map(|answer| match answer {
+            Ok(answer) if answer.status == 200 && answer.body.starts_with("push ") => None,
+            Ok(answer) => Some(format!("{} {}", answer.status, answer.body)),
+            Err(error) => Some(format!("{error:#}")),
+        })
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {}: {:?}",
+        failures.len(),
+        answers.len(),
+        &failures[..failures.len().min(5)]
+    );
+    assert!(answers.len() > PUSHES, "the load ran");
+    assert_eq!(cloud.get("demo.localhost", "/page").await.body, format!("push {PUSHES}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_callers_of_a_sleeping_function_start_it_once() {
+    let cloud = Arc::new(Cloud::start());
+    let token = cloud.token("demo");
+    let repository = Repository::new();
+    let page = fixture::site(&repository, "page", "awake");
+    fixture::stack(&repository, &[page]);
+    repository.commit("Sleep");
+    repository.push(&cloud.git_url("demo", &token, "site")).expect_success();
+    let sleep = r#"{"serviceName":"demo-page","replicas":0}"#;
+    let answer = cloud.openfaas("POST", "/system/scale-function/demo-page", sleep).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+
+    let callers: Vec<_> = (0..100)
+        .map(|_| {
+            let cloud = Arc::clone(&cloud);
+            tokio::spawn(async move { cloud.get("demo.localhost", "/page").await })
+        })
+        .collect();
+    for caller in callers {
+        let answer = caller.await.expect("the caller ends");
+        assert_eq!((answer.status, answer.body.as_str()), (200, "awake"));
+    }
+    let replicas = cloud.json(&["list", "--replicas"]);
+    assert_eq!(replicas[0]["replicas"].as_array().map(Vec::len), Some(1), "{replicas}");
+}
