@@ -44,6 +44,22 @@ impl Cloud {
         cloud
     }
 
+    /// A cloud that does not run yet, whose data lies on a file system of its own with so many
+    /// bytes.
+    pub fn on_a_disk_of(bytes: u64) -> Self {
+        sweep::sweep(&binary());
+        let folder = sweep::new_folder();
+        let cloud = Self { folder, listen: SocketAddr::from(([127, 0, 0, 1], 0)), server: None };
+        fs::create_dir(cloud.data_dir()).expect("the data directory can be made");
+        let options = format!("size={bytes},mode=700");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "updraft-test"])
+            .arg(cloud.data_dir())
+            .status();
+        assert!(mounted.is_ok_and(|status| status.success()), "a tmpfs can be mounted");
+        cloud
+    }
+
     /// Starts the server, again on the same port after the first time.
     pub fn resume(&mut self) {
         self.try_resume(&["--no-example"]).unwrap_or_else(|error| {
@@ -238,7 +254,7 @@ impl From<Output> for CommandOutput {
 }
 
 /// The binary under test, in the folder of the profile that this program was built with.
-pub(crate) fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let program = std::env::current_exe().expect("a program has a path");
     let folder = program.parent().expect("a program lies in a folder");
     // Tests lie in `<profile>/deps`, other programs in `<profile>`.

@@ -12,7 +12,7 @@ mod sweep;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-pub use cloud::{Cloud, CommandOutput};
+pub use cloud::{Cloud, CommandOutput, binary};
 pub use git::{PushOutcome, Repository};
 pub use http::Answer;
 

@@ -1,6 +1,7 @@
 //! Folders of test clouds, and the removal of those that a crashed test left behind.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -49,9 +50,21 @@ pub(crate) fn remove(binary: &Path, folder: &Path) {
             eprintln!("updraft down: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
+    if is_mount_point(&data_dir) {
+        let unmounted = Command::new("umount").arg(&data_dir).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("cannot unmount {}", data_dir.display());
+        }
+    }
     if let Err(error) = fs::remove_dir_all(folder) {
         eprintln!("cannot remove {}: {error}", folder.display());
     }
+}
+
+fn is_mount_point(folder: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let parent = folder.parent().and_then(device);
+    device(folder).is_some_and(|own| Some(own) != parent)
 }
 
 /// The server that says it runs on a data directory, if that process is one of ours.

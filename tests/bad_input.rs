@@ -1,0 +1,204 @@
+//! What goes wrong is told clearly, and nothing is lost: what ran before goes on serving.
+
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
+
+use updraft_tests::{Cloud, Repository, fixture};
+
+/// A cloud in which `demo/page` says `steady`, and the repository it came from.
+fn cloud_with_page() -> (Cloud, Repository, String) {
+    let cloud = Cloud::start();
+    let token = cloud.token("demo");
+    let url = cloud.git_url("demo", &token, "site");
+    let repository = Repository::new();
+    let page = fixture::site(&repository, "page", "steady");
+    fixture::stack(&repository, &[page]);
+    repository.commit("Steady");
+    repository.push(&url).expect_success();
+    (cloud, repository, url)
+}
+
+/// Pushes what is wrong; the push must fail and say each of `words`, and the page must go on.
+async fn refused(cloud: &Cloud, repository: &Repository, url: &str, words: &[&str]) {
+    repository.commit("Something is wrong");
+    let push = repository.push(url).expect_failure();
+    for word in words {
+        assert!(push.output.contains(word), "`{word}` is not in: {}", push.output);
+    }
+    assert_eq!(cloud.get("demo.localhost", "/page").await.body, "steady");
+}
+
+#[tokio::test]
+async fn an_unknown_template_is_answered_with_the_nearest_one() {
+    let (cloud, repository, url) = cloud_with_page();
+    let stack = std::fs::read_to_string(repository.path().join("stack.yml")).unwrap();
+    repository.write("stack.yml", stack.replace("lang: static", "lang: pyton"));
+    refused(&cloud, &repository, &url, &["pyton", "python"]).await;
+}
+
+#[tokio::test]
+async fn a_broken_stack_file_is_shown_at_its_line() {
+    let (cloud, repository, url) = cloud_with_page();
+    repository.write(
+        "stack.yml",
+        "version: 1.0\nprovider:\n  name: openfaas\nfunctions:\n  page:\n    lang: [static\n",
+    );
+    refused(&cloud, &repository, &url, &["stack.yml:", "lang: [static"]).await;
+}
+
+#[tokio::test]
+async fn a_handler_outside_the_repository_is_refused() {
+    let (cloud, repository, url) = cloud_with_page();
+    let stack = std::fs::read_to_string(repository.path().join("stack.yml")).unwrap();
+    repository.write("stack.yml", stack.replace("handler: ./page", "handler: ../../etc"));
+    refused(&cloud, &repository, &url, &["page", "../../etc"]).await;
+}
+
+#[tokio::test]
+async fn a_symlink_out_of_the_repository_is_refused() {
+    let (cloud, repository, url) = cloud_with_page();
+    symlink("/etc/passwd", repository.path().join("page/passwd")).unwrap();
+    refused(&cloud, &repository, &url, &["passwd"]).await;
+}
+
+#[tokio::test]
+async fn a_file_of_a_gigabyte_is_refused_with_the_limit() {
+    let (cloud, repository, url) = cloud_with_page();
+    let big = std::fs::File::create(repository.path().join("page/big")).unwrap();
+    big.set_len(1 << 30).unwrap();
+    refused(&cloud, &repository, &url, &["page/big", "128"]).await;
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_files_are_refused_with_the_limit() {
+    let (cloud, repository, url) = cloud_with_page();
+    for folder in 0..100 {
+        for file in 0..1000 {
+            repository.write(&format!("page/{folder}/{file}"), "");
+        }
+    }
+    refused(&cloud, &repository, &url, &["20000"]).await;
+}
+
+#[tokio::test]
+async fn an_owner_who_could_be_mistaken_for_another_is_refused() {
+    let (cloud, ..) = cloud_with_page();
+    let refusal = cloud.run(&["token", "create", "--owner", "demo-page"]);
+    assert_eq!(refusal.code, Some(1));
+    assert!(refusal.stderr.contains("demo"), "{}", refusal.stderr);
+    let reserved = cloud.run(&["token", "create", "--owner", "system"]);
+    assert_eq!(reserved.code, Some(1));
+    assert!(reserved.stderr.contains("reserved"), "{}", reserved.stderr);
+}
+
+#[tokio::test]
+async fn a_function_of_another_repository_is_not_taken_over() {
+    let (cloud, _, first_url) = cloud_with_page();
+    let second = Repository::new();
+    let page = fixture::site(&second, "page", "usurper");
+    fixture::stack(&second, &[page]);
+    let url = first_url.replace("/site.git", "/other.git");
+    refused(&cloud, &second, &url, &["page", "site"]).await;
+}
+
+#[tokio::test]
+async fn a_push_to_another_owners_repository_is_refused() {
+    let (cloud, repository, _) = cloud_with_page();
+    let mallory = cloud.token("mallory");
+    let own_name = format!("http://mallory:{mallory}@{}/git/demo/site.git", cloud.address());
+    refused(&cloud, &repository, &own_name, &[]).await;
+    let false_name = format!("http://demo:{mallory}@{}/git/demo/site.git", cloud.address());
+    refused(&cloud, &repository, &false_name, &[]).await;
+    let nobody = format!("http://{}/git/demo/site.git", cloud.address());
+    refused(&cloud, &repository, &nobody, &[]).await;
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let output =
+        updraft(folder.path()).args(["up", "--no-example", "--listen", &address]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(&address) && stderr.contains("--listen"), "{stderr}");
+}
+
+#[test]
+fn without_root_it_says_so_and_touches_nothing() {
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let binary = updraft_tests::binary();
+    let copy = folder.path().join("updraft");
+    std::fs::copy(binary, &copy).unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["up", "--no-example", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(folder.path().join("data"))
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("root"), "{stderr}");
+    assert!(!folder.path().join("data").exists());
+}
+
+#[test]
+fn a_missing_program_is_named_with_its_package() {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = folder.path().join("bin");
+    std::fs::create_dir(&programs).unwrap();
+    for program in ["/usr/bin/git", "/usr/bin/crun", "/usr/sbin/nft"] {
+        let name = std::path::Path::new(program).file_name().unwrap();
+        symlink(program, programs.join(name)).unwrap();
+    }
+    let output = updraft(&folder.path().join("data"))
+        .args(["up", "--no-example", "--listen", "127.0.0.1:0"])
+        .env("PATH", &programs)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("apt-get install buildah"), "{stderr}");
+}
+
+#[test]
+fn wrong_usage_exits_with_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = updraft(folder.path()).arg("no-such-command").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_push_and_nothing_else() {
+    let mut cloud = Cloud::on_a_disk_of(192 << 20);
+    cloud.try_resume(&["--no-example"]).unwrap();
+    let token = cloud.token("demo");
+    let url = cloud.git_url("demo", &token, "site");
+    let repository = Repository::new();
+    let page = fixture::site(&repository, "page", "steady");
+    fixture::stack(&repository, &[page]);
+    repository.commit("Steady");
+    repository.push(&url).expect_success();
+
+    let mut noise = vec![0; 100 << 20];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut noise)
+        .unwrap();
+    repository.write("page/noise", noise);
+    refused(&cloud, &repository, &url, &["space"]).await;
+
+    std::fs::remove_file(repository.path().join("page/noise")).unwrap();
+    repository.git(&["reset", "--quiet", "--soft", "HEAD~1"]);
+    repository.write("page/index.html", "room again").commit("Small again");
+    repository.push_ref(&url, "+main").expect_success();
+    assert_eq!(cloud.get("demo.localhost", "/page").await.body, "room again");
+}
+
+fn updraft(data_dir: &std::path::Path) -> Command {
+    let mut command = Command::new(updraft_tests::binary());
+    command.arg("--data-dir").arg(data_dir).stdin(Stdio::null());
+    command
+}
