@@ -1,0 +1,20 @@
+//! The gateway's router against the API's description, table by table, as its clients call it.
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+#[path = "support/memory_engine.rs"]
+mod memory_engine;
+
+#[path = "gateway/access.rs"]
+mod access;
+#[path = "gateway/functions.rs"]
+mod functions;
+#[path = "gateway/harness.rs"]
+mod harness;
+#[path = "gateway/info.rs"]
+mod info;
+#[path = "gateway/logs.rs"]
+mod logs;
+#[path = "gateway/namespaces.rs"]
+mod namespaces;
+#[path = "gateway/secrets.rs"]
+mod secrets;

@@ -1,0 +1,79 @@
+//! Who may call what.
+
+use http::{Method, header};
+use updraft_gateway::{Access, routes};
+
+use crate::harness::{ADMIN, Gateway, OWNER};
+
+/// A path that the route's pattern matches.
+fn sample(path: &str) -> String {
+    path.replace("{name}", "f").replace("{namespace}", "n").replace("{*page}", "page")
+}
+
+#[tokio::test]
+async fn every_system_route_needs_the_administrator() {
+    let gateway = Gateway::new();
+    for route in routes().iter().filter(|route| route.access == Access::Admin) {
+        let path = sample(route.path);
+        let call = |credentials| gateway.call_as(credentials, route.method.as_str(), &path, "{}");
+        for credentials in [None, Some("Basic bm9ib2R5Om5vdGhpbmc="), Some("Bearer x"), Some("")] {
+            let answer = call(credentials).await;
+            answer.fails(401, "invalid credentials");
+            assert_eq!(answer.text, "invalid credentials", "no line feed here");
+            assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Basic realm=\"Restricted\"");
+        }
+        call(Some(OWNER)).await.fails_with(403, "use the administrator's");
+        let status = call(Some(ADMIN)).await.status;
+        assert!(status != 401 && status != 403, "{} {path}: {status}", route.method);
+    }
+}
+
+#[test]
+fn nothing_of_the_system_is_open() {
+    for route in routes() {
+        let is_open = route.access == Access::Anyone;
+        assert_eq!(is_open, !route.path.starts_with("/system/"), "{}", route.path);
+        assert!(!is_open || route.method == Method::GET, "{}", route.path);
+    }
+}
+
+#[tokio::test]
+async fn open_routes_answer_without_credentials() {
+    let gateway = Gateway::new();
+    let health = gateway.call_as(None, "GET", "/healthz", "").await;
+    assert_eq!((health.status.as_u16(), health.text.as_str()), (200, "OK"));
+    assert_eq!(gateway.call_as(None, "HEAD", "/healthz", "").await.status, 200);
+    let front = gateway.call_as(None, "GET", "/", "").await;
+    assert_eq!(
+        (front.status.as_u16(), &front.headers["location"]),
+        (307, &"/ui/".parse().unwrap())
+    );
+    for page in ["/ui", "/ui/", "/ui/index.html"] {
+        let portal = gateway.call_as(None, "GET", page, "").await;
+        assert_eq!(portal.status, 307);
+        assert_eq!(portal.headers["location"], "http://system.localhost:8080/");
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_and_wrong_methods_are_told_apart() {
+    let gateway = Gateway::new();
+    for path in ["/nothing", "/system", "/system/", "/system/telemetry", "/system/functions/x/y"] {
+        gateway.get(path).await.fails(404, "404 page not found");
+    }
+    for (method, path) in
+        [("PATCH", "/system/functions"), ("GET", "/system/scale-function/f"), ("POST", "/healthz")]
+    {
+        gateway.call(method, path, "").await.succeeds(405);
+    }
+}
+
+#[tokio::test]
+async fn a_path_with_doubled_slashes_is_sent_on_with_its_body() {
+    let gateway = Gateway::new();
+    let answer = gateway.call("POST", "//system//functions?namespace=a", "{}").await;
+    // 308 and no other: the client repeats method and body.
+    assert_eq!(answer.status, 308);
+    assert_eq!(answer.headers["location"], "/system/functions?namespace=a");
+    gateway.get("//elsewhere.example//x").await.fails(404, "404 page not found");
+}

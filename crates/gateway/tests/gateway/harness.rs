@@ -1,0 +1,129 @@
+//! A gateway over an engine that only remembers, and a way to call it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tower::ServiceExt;
+use updraft_engine::Version;
+use updraft_gateway::{Admission, Authority, GatewayParts, InvocationCounts, router};
+use updraft_model::FunctionId;
+
+use crate::memory_engine::MemoryEngine;
+
+/// `Basic admin:password`.
+pub(crate) const ADMIN: &str = "Basic YWRtaW46cGFzc3dvcmQ=";
+/// Somebody known who is not the administrator.
+pub(crate) const OWNER: &str = "Bearer owner-token";
+
+#[derive(Debug)]
+struct TwoUsers;
+
+#[async_trait::async_trait]
+impl Authority for TwoUsers {
+    async fn admit(&self, headers: &HeaderMap) -> Admission {
+        match headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap()) {
+            Some(ADMIN) => Admission::Admin,
+            Some(OWNER) => Admission::Forbidden,
+            _ => Admission::Unknown,
+        }
+    }
+}
+
+/// Every function whose name begins with `busy` was called 42 times.
+#[derive(Debug)]
+struct Busy;
+
+impl InvocationCounts for Busy {
+    fn count(&self, id: &FunctionId) -> u64 {
+        if id.name.as_str().starts_with("busy") { 42 } else { 0 }
+    }
+}
+
+pub(crate) struct Gateway {
+    pub(crate) engine: Arc<MemoryEngine>,
+    pub(crate) router: Router,
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        assert_eq!(self.headers[header::CONTENT_TYPE], "application/json");
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    /// Asserts a plain-text failure.
+    pub(crate) fn fails(&self, status: u16, text: &str) {
+        assert_eq!((self.status.as_u16(), self.text.trim_end()), (status, text));
+        assert_eq!(self.headers[header::CONTENT_TYPE], "text/plain; charset=utf-8");
+    }
+
+    /// Asserts a plain-text failure that holds `part`.
+    pub(crate) fn fails_with(&self, status: u16, part: &str) {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        assert!(self.text.contains(part), "{}", self.text);
+    }
+
+    pub(crate) fn succeeds(&self, status: u16) {
+        assert_eq!((self.status.as_u16(), self.text.as_str()), (status, ""));
+    }
+}
+
+impl Gateway {
+    pub(crate) fn new() -> Self {
+        let engine = MemoryEngine::new();
+        let router = router(GatewayParts {
+            engine: engine.clone(),
+            invocations: Arc::new(Busy),
+            authority: Arc::new(TwoUsers),
+            version: Version { release: "0.1.0".to_owned(), sha: "0123abc".to_owned() },
+            system_url: "http://system.localhost:8080".to_owned(),
+        });
+        Self { engine, router }
+    }
+
+    /// Calls as the administrator.
+    pub(crate) async fn call(&self, method: &str, path: &str, body: &str) -> Answer {
+        self.call_as(Some(ADMIN), method, path, body.to_owned()).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, "").await
+    }
+
+    /// Deploys and expects success.
+    pub(crate) async fn deploy(&self, body: &str) {
+        self.call("POST", "/system/functions", body).await.succeeds(202);
+    }
+
+    pub(crate) async fn call_as(
+        &self,
+        authorization: Option<&str>,
+        method: &str,
+        path: &str,
+        body: impl Into<Body>,
+    ) -> Answer {
+        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap());
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        let request = request.uri(path).body(body.into()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        Answer { status: head.status, headers: head.headers, text }
+    }
+}
+
+/// The function of that name in the default namespace.
+pub(crate) fn id(name: &str) -> FunctionId {
+    FunctionId::in_default(name.parse().unwrap())
+}

@@ -1,0 +1,322 @@
+//! An engine that remembers and runs nothing: for tests of what stands before an engine.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use jiff::Timestamp;
+use tokio::sync::{broadcast, watch};
+use tokio_stream::wrappers::BroadcastStream;
+use updraft_engine::{
+    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, FunctionStatus, LogLine,
+    LogQuery, NamespaceInfo, ReplicaId, Revision, SecretValue, Version, Wake,
+};
+use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName, labels};
+
+#[derive(Debug)]
+struct State {
+    functions: BTreeMap<FunctionId, FunctionStatus>,
+    namespaces: BTreeMap<Namespace, NamespaceInfo>,
+    secrets: BTreeMap<(Namespace, SecretName), SecretValue>,
+    lines: HashMap<FunctionId, Vec<LogLine>>,
+}
+
+/// Remembers what it is asked for.
+#[derive(Debug)]
+pub(crate) struct MemoryEngine {
+    state: Mutex<State>,
+    written: broadcast::Sender<(FunctionId, LogLine)>,
+    broken: AtomicBool,
+    /// Log streams that nobody has dropped yet.
+    pub(crate) open_logs: Arc<AtomicUsize>,
+    table: watch::Sender<EndpointTable>,
+}
+
+struct OpenLog(Arc<AtomicUsize>);
+
+impl Drop for OpenLog {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl MemoryEngine {
+    pub(crate) fn new() -> Arc<Self> {
+        let default = NamespaceInfo {
+            name: Namespace::default(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        };
+        Arc::new(Self {
+            state: Mutex::new(State {
+                functions: BTreeMap::new(),
+                namespaces: BTreeMap::from([(default.name.clone(), default)]),
+                secrets: BTreeMap::new(),
+                lines: HashMap::new(),
+            }),
+            written: broadcast::channel(100).0,
+            broken: AtomicBool::new(false),
+            open_logs: Arc::default(),
+            table: watch::channel(EndpointTable::default()).0,
+        })
+    }
+
+    /// From now on every call fails as if the machine had.
+    pub(crate) fn break_down(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// A replica of the function writes a line.
+    pub(crate) fn write_line(&self, id: &FunctionId, instance: &str, timestamp: &str, text: &str) {
+        let line = LogLine {
+            instance: ReplicaId::new(instance),
+            timestamp: timestamp.parse().unwrap(),
+            text: text.to_owned(),
+        };
+        self.state.lock().unwrap().lines.entry(id.clone()).or_default().push(line.clone());
+        drop(self.written.send((id.clone(), line)));
+    }
+
+    /// What the function was last asked to be.
+    pub(crate) fn spec(&self, id: &FunctionId) -> Option<FunctionSpec> {
+        self.state.lock().unwrap().functions.get(id).map(|status| status.spec.clone())
+    }
+
+    /// A secret's bytes.
+    pub(crate) fn secret(&self, namespace: &str, name: &str) -> Option<Vec<u8>> {
+        let key = (namespace.parse().unwrap(), name.parse().unwrap());
+        Some(self.state.lock().unwrap().secrets.get(&key)?.expose().to_vec())
+    }
+
+    fn state(&self) -> Result<MutexGuard<'_, State>, EngineError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(EngineError::engine("do anything", "the disk at /dev/secret is on fire"));
+        }
+        Ok(self.state.lock().unwrap())
+    }
+
+    fn state_with(&self, namespace: &Namespace) -> Result<MutexGuard<'_, State>, EngineError> {
+        let state = self.state()?;
+        if state.namespaces.contains_key(namespace) {
+            Ok(state)
+        } else {
+            Err(EngineError::UnknownNamespace(namespace.clone()))
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for MemoryEngine {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { freeze: false, scale_to_zero: true, survives_restart: false }
+    }
+
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            provider: "memory".to_owned(),
+            orchestration: "containers".to_owned(),
+            version: Version { release: "1.2.3".to_owned(), sha: "abc".to_owned() },
+        }
+    }
+
+    async fn apply(&self, mut spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError> {
+        spec.check()?;
+        let mut state = self.state_with(&spec.id.namespace)?;
+        let missing = |name: &&SecretName| {
+            !state.secrets.contains_key(&(spec.id.namespace.clone(), (*name).clone()))
+        };
+        let names: Vec<_> = spec.secrets.iter().filter(missing).cloned().collect();
+        if !names.is_empty() {
+            return Err(EngineError::MissingSecrets { namespace: spec.id.namespace, names });
+        }
+        spec.labels.insert(labels::FUNCTION.to_owned(), spec.id.name.to_string());
+        let minimum = spec.scale_min();
+        let (revision, replicas, created_at) = match state.functions.get(&spec.id) {
+            None => (1, minimum, "2026-01-02T03:04:05Z".parse::<Timestamp>().unwrap()),
+            Some(old) => {
+                let replicas = match (old.replicas, wake) {
+                    (0, Wake::Keep) => 0,
+                    (now, _) => now.max(minimum),
+                };
+                (old.revision.0 + 1, replicas, old.created_at)
+            }
+        };
+        let status = FunctionStatus {
+            revision: Revision(revision),
+            replicas,
+            available_replicas: replicas,
+            created_at,
+            message: None,
+            spec,
+        };
+        state.functions.insert(status.spec.id.clone(), status);
+        Ok(Revision(revision))
+    }
+
+    async fn wait_ready(
+        &self,
+        id: &FunctionId,
+        _revision: Revision,
+        _limit: Duration,
+    ) -> Result<(), EngineError> {
+        let known = self.state()?.functions.contains_key(id);
+        known.then_some(()).ok_or_else(|| EngineError::UnknownFunction(id.clone()))
+    }
+
+    async fn remove(&self, id: &FunctionId) -> Result<(), EngineError> {
+        let removed = self.state_with(&id.namespace)?.functions.remove(id);
+        removed.map(drop).ok_or_else(|| EngineError::UnknownFunction(id.clone()))
+    }
+
+    async fn list(&self, namespace: &Namespace) -> Result<Vec<FunctionStatus>, EngineError> {
+        let state = self.state_with(namespace)?;
+        let here = |status: &&FunctionStatus| status.spec.id.namespace == *namespace;
+        Ok(state.functions.values().filter(here).cloned().collect())
+    }
+
+    async fn get(&self, id: &FunctionId) -> Result<Option<FunctionStatus>, EngineError> {
+        Ok(self.state()?.functions.get(id).cloned())
+    }
+
+    async fn scale(&self, id: &FunctionId, replicas: u32) -> Result<(), EngineError> {
+        let mut state = self.state_with(&id.namespace)?;
+        let status =
+            state.functions.get_mut(id).ok_or_else(|| EngineError::UnknownFunction(id.clone()))?;
+        status.replicas = replicas;
+        status.available_replicas = replicas;
+        Ok(())
+    }
+
+    fn endpoints(&self) -> watch::Receiver<EndpointTable> {
+        self.table.subscribe()
+    }
+
+    async fn logs(
+        &self,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine, EngineError>>, EngineError> {
+        let state = self.state_with(&query.id.namespace)?;
+        if !state.functions.contains_key(&query.id) {
+            return Err(EngineError::UnknownFunction(query.id));
+        }
+        let fits = {
+            let query = query.clone();
+            move |line: &LogLine| {
+                query.instance.as_ref().is_none_or(|instance| *instance == line.instance)
+                    && query.since.is_none_or(|since| line.timestamp >= since)
+            }
+        };
+        let written = self.written.subscribe();
+        let mut lines: Vec<_> =
+            state.lines.get(&query.id).into_iter().flatten().filter(|l| fits(l)).cloned().collect();
+        drop(state);
+        if let Some(tail) = query.tail {
+            lines.drain(..lines.len().saturating_sub(tail));
+        }
+        self.open_logs.fetch_add(1, Ordering::SeqCst);
+        let open = OpenLog(Arc::clone(&self.open_logs));
+        let old = stream::iter(lines);
+        let follow = query.follow;
+        let new = BroadcastStream::new(written).filter_map(move |item| {
+            let line = item.ok().filter(|(id, line)| *id == query.id && fits(line));
+            std::future::ready(line.map(|(_, line)| line))
+        });
+        let all = if follow { old.chain(new).boxed() } else { old.boxed() };
+        Ok(all
+            .map(move |line| {
+                let _held = &open;
+                Ok(line)
+            })
+            .boxed())
+    }
+
+    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError> {
+        let state = self.state_with(namespace)?;
+        let here = state.secrets.keys().filter(|(place, _)| place == namespace);
+        Ok(here.map(|(_, name)| name.clone()).collect())
+    }
+
+    async fn create_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        value: SecretValue,
+    ) -> Result<(), EngineError> {
+        let mut state = self.state_with(namespace)?;
+        let key = (namespace.clone(), name.clone());
+        if state.secrets.contains_key(&key) {
+            return Err(EngineError::SecretExists { namespace: key.0, name: key.1 });
+        }
+        state.secrets.insert(key, value);
+        Ok(())
+    }
+
+    async fn update_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        value: SecretValue,
+    ) -> Result<(), EngineError> {
+        let mut state = self.state_with(namespace)?;
+        match state.secrets.get_mut(&(namespace.clone(), name.clone())) {
+            Some(held) => {
+                *held = value;
+                Ok(())
+            }
+            None => {
+                Err(EngineError::UnknownSecret { namespace: namespace.clone(), name: name.clone() })
+            }
+        }
+    }
+
+    async fn remove_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<(), EngineError> {
+        let removed =
+            self.state_with(namespace)?.secrets.remove(&(namespace.clone(), name.clone()));
+        removed.map(drop).ok_or_else(|| EngineError::UnknownSecret {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        })
+    }
+
+    async fn list_namespaces(&self) -> Result<Vec<NamespaceInfo>, EngineError> {
+        let state = self.state()?;
+        let mut all: Vec<_> = state.namespaces.values().cloned().collect();
+        all.sort_by_key(|info| info.name != Namespace::default());
+        Ok(all)
+    }
+
+    async fn create_namespace(&self, namespace: NamespaceInfo) -> Result<(), EngineError> {
+        let mut state = self.state()?;
+        if state.namespaces.contains_key(&namespace.name) {
+            return Err(EngineError::NamespaceExists(namespace.name));
+        }
+        state.namespaces.insert(namespace.name.clone(), namespace);
+        Ok(())
+    }
+
+    async fn update_namespace(&self, namespace: NamespaceInfo) -> Result<(), EngineError> {
+        let mut state = self.state_with(&namespace.name)?;
+        state.namespaces.insert(namespace.name.clone(), namespace);
+        Ok(())
+    }
+
+    async fn remove_namespace(&self, namespace: &Namespace) -> Result<(), EngineError> {
+        let mut state = self.state_with(namespace)?;
+        if *namespace == Namespace::default() {
+            return Err(EngineError::Invalid("the default namespace stays".to_owned()));
+        }
+        state.namespaces.remove(namespace);
+        state.functions.retain(|id, _| id.namespace != *namespace);
+        Ok(())
+    }
+
+    async fn shutdown(&self) {}
+}
