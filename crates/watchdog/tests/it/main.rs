@@ -1,0 +1,8 @@
+//! The real binary with real processes behind it; each test is a claim of the user guide's tables.
+
+#![allow(clippy::unwrap_used)]
+
+mod forking;
+mod http;
+mod life;
+mod support;
