@@ -1,35 +1,19 @@
 //! Who may come in: the question the gateway asks before it looks at a request.
+//!
+//! Only the operator may: the API knows no owners, and whoever deploys through it can take any
+//! function's name.
 
-use std::fmt;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
+use updraft_store::access::{Denied, Principal};
 
 use crate::GatewayParts;
 use crate::answer::Failure;
-
-/// What the credentials of a request are worth here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// The administrator: everything is allowed.
-    Admin,
-    /// Somebody known who is not the administrator: nothing here is theirs.
-    Forbidden,
-    /// No credentials, or wrong ones.
-    Unknown,
-}
-
-/// Tells what credentials are worth.
-#[async_trait]
-pub trait Authority: Send + Sync + fmt::Debug + 'static {
-    /// Looks at the `Authorization` header among `headers`.
-    async fn admit(&self, headers: &HeaderMap) -> Admission;
-}
 
 /// Stands before every route that only the administrator may call.
 pub(crate) async fn require_admin(
@@ -37,14 +21,19 @@ pub(crate) async fn require_admin(
     request: Request,
     next: Next,
 ) -> Response {
-    match parts.authority.admit(request.headers()).await {
-        Admission::Admin => next.run(request).await,
-        Admission::Forbidden => Failure::new(
+    match parts.access.authenticate(request.headers()).await {
+        Ok(Principal::Admin) => next.run(request).await,
+        Ok(Principal::Owner(owner)) => Failure::new(
             StatusCode::FORBIDDEN,
-            "these credentials may not use the gateway's system routes, use the administrator's",
+            format!("`{owner}` may not use the gateway's system routes, only `admin` may"),
         )
         .into_response(),
-        Admission::Unknown => unauthorized(),
+        Err(Denied::Missing | Denied::Malformed | Denied::Wrong) => unauthorized(),
+        Err(Denied::Store(error)) => {
+            tracing::error!(%error, "credentials could not be checked");
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the credentials could not be checked")
+                .into_response()
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The OpenFaaS REST API over any engine: what `faas-cli` and the OpenFaaS client libraries call.
 //!
-//! A request comes from the edge, is let in or not by [`Access`], read leniently as Go's decoder
+//! A request comes from the edge, is let in or not by the [`Access`] of its route, read leniently as Go's decoder
 //! would ([`wire`]), turned into the words of the model and handed to the [`Engine`]. Errors are
 //! plain text, as the clients print them. The gateway keeps no state, never invokes a function
 //! and never answers `204`, which `faas-cli` takes for a failure.
@@ -21,7 +21,6 @@ use axum::Router;
 use updraft_engine::{Engine, Version};
 use updraft_model::FunctionId;
 
-pub use access::{Admission, Authority};
 pub use route::{Access, Route, routes};
 
 /// How often each function was called, as the data plane counted it.
@@ -37,8 +36,8 @@ pub struct GatewayParts {
     pub engine: Arc<dyn Engine>,
     /// The numbers behind `invocationCount`.
     pub invocations: Arc<dyn InvocationCounts>,
-    /// Who may come in.
-    pub authority: Arc<dyn Authority>,
+    /// Tells who is calling.
+    pub access: updraft_store::access::Access,
     /// Updraft's own version, for `/system/info`.
     pub version: Version,
     /// Address of the system host, such as `http://system.localhost:8080`, without a slash at the

@@ -8,12 +8,12 @@ const FUNCTIONS: &str = "/system/functions";
 
 #[tokio::test]
 async fn an_empty_list_is_an_empty_array() {
-    assert_eq!(Gateway::new().get(FUNCTIONS).await.json(), json!([]));
+    assert_eq!(Gateway::new().await.get(FUNCTIONS).await.json(), json!([]));
 }
 
 #[tokio::test]
 async fn a_bare_function_shows_only_what_it_has() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway
         .deploy(r#"{"service":"stronghash","image":"functions/alpine:latest","envProcess":"sha512sum"}"#)
         .await;
@@ -34,7 +34,7 @@ async fn a_bare_function_shows_only_what_it_has() {
 
 #[tokio::test]
 async fn every_field_comes_back_byte_for_byte() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.call("POST", "/system/secrets", r#"{"name":"b","value":"x"}"#).await.succeeds(202);
     gateway.call("POST", "/system/secrets", r#"{"name":"a","value":"x"}"#).await.succeeds(202);
     let sent = json!({
@@ -73,7 +73,7 @@ async fn every_field_comes_back_byte_for_byte() {
 
 #[tokio::test]
 async fn null_labels_old_fields_and_keys_in_other_cases_are_accepted() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway
         .deploy(
             r#"{"Service":"f","IMAGE":"i","labels":null,"annotations":null,"network":"func_functions",
@@ -88,7 +88,7 @@ async fn null_labels_old_fields_and_keys_in_other_cases_are_accepted() {
 
 #[tokio::test]
 async fn the_invocation_count_is_a_number_with_a_fraction_and_absent_at_zero() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"busy","image":"i"}"#).await;
     gateway.deploy(r#"{"service":"quiet","image":"i"}"#).await;
     assert!(gateway.get(FUNCTIONS).await.text.contains(r#""invocationCount":42.0"#));
@@ -98,7 +98,7 @@ async fn the_invocation_count_is_a_number_with_a_fraction_and_absent_at_zero() {
 
 #[tokio::test]
 async fn put_is_404_for_an_absent_function_and_replaces_a_present_one() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     let first = r#"{"service":"f","image":"one","envVars":{"a":"1"},"labels":{"l":"1"}}"#;
     gateway.call("PUT", FUNCTIONS, first).await.fails_with(404, "f.openfaas-fn");
     assert!(gateway.engine.spec(&id("f")).is_none());
@@ -112,7 +112,7 @@ async fn put_is_404_for_an_absent_function_and_replaces_a_present_one() {
 
 #[tokio::test]
 async fn post_to_a_present_function_updates_it() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"f","image":"one"}"#).await;
     gateway.deploy(r#"{"service":"f","image":"two"}"#).await;
     assert_eq!(gateway.get("/system/function/f").await.json()["image"], "two");
@@ -120,7 +120,7 @@ async fn post_to_a_present_function_updates_it() {
 
 #[tokio::test]
 async fn an_update_does_not_wake_a_sleeping_function() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"f","image":"one"}"#).await;
     gateway
         .call("POST", "/system/scale-function/f", r#"{"serviceName":"f","replicas":0}"#)
@@ -132,14 +132,14 @@ async fn an_update_does_not_wake_a_sleeping_function() {
 
 #[tokio::test]
 async fn the_minimum_label_shows_at_once() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"f","image":"i","labels":{"com.openfaas.scale.min":"2"}}"#).await;
     assert_eq!(gateway.get("/system/function/f").await.json()["replicas"], 2);
 }
 
 #[tokio::test]
 async fn deployments_that_cannot_be_are_refused_with_the_field() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     for method in ["POST", "PUT"] {
         for (body, text) in [
             ("", "failed to unmarshal request: the body is empty"),
@@ -182,14 +182,14 @@ async fn deployments_that_cannot_be_are_refused_with_the_field() {
 
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_refused() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     let body = format!(r#"{{"service":"f","image":"i","pad":"{}"}}"#, "x".repeat(5 << 20));
     gateway.call("POST", FUNCTIONS, &body).await.fails_with(413, "larger than 4194304 bytes");
 }
 
 #[tokio::test]
 async fn a_pushed_function_can_be_scaled_and_removed_but_not_overwritten() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     let pushed = r#"{"service":"alice-f","image":"i","labels":{
         "com.openfaas.cloud.git-owner":"alice","com.openfaas.cloud.git-repo":"site"}}"#;
     gateway.deploy(pushed).await;
@@ -205,7 +205,7 @@ async fn a_pushed_function_can_be_scaled_and_removed_but_not_overwritten() {
 
 #[tokio::test]
 async fn a_function_is_removed_once() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"f","image":"i"}"#).await;
     gateway
         .call("DELETE", FUNCTIONS, r#"{"functionName":""}"#)
@@ -221,7 +221,7 @@ async fn a_function_is_removed_once() {
 
 #[tokio::test]
 async fn an_absent_function_is_404_without_a_body() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     for name in ["f", "f.other", ".openfaas-fn", "UPPER", "a..b", "x%2Fy"] {
         let answer = gateway.get(&format!("/system/function/{name}")).await;
         assert_eq!(answer.status, 404, "{name}");
@@ -231,7 +231,7 @@ async fn an_absent_function_is_404_without_a_body() {
 
 #[tokio::test]
 async fn the_desired_number_shows_right_after_scaling() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"f","image":"i"}"#).await;
     let scale = |body: &'static str| gateway.call("POST", "/system/scale-function/f", body);
     scale(r#"{"serviceName":"f","replicas":4,"namespace":"openfaas-fn"}"#).await.succeeds(202);
@@ -250,7 +250,7 @@ async fn the_desired_number_shows_right_after_scaling() {
 
 #[tokio::test]
 async fn the_namespace_is_read_from_body_query_and_name_on_every_verb() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.call("POST", "/system/namespace/", r#"{"name":"dev"}"#).await.succeeds(201);
     let names = async |query: &str| -> Vec<String> {
         let list = gateway.get(&format!("{FUNCTIONS}{query}")).await.json();
@@ -318,7 +318,7 @@ async fn the_namespace_is_read_from_body_query_and_name_on_every_verb() {
 
 #[tokio::test]
 async fn lists_of_namespaces_that_hold_no_functions_are_refused() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway
         .get("/system/functions?namespace=kube-system")
         .await
@@ -331,7 +331,7 @@ async fn lists_of_namespaces_that_hold_no_functions_are_refused() {
 
 #[tokio::test]
 async fn an_engine_failure_is_500_and_keeps_its_causes_inside() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.engine.break_down();
     for (method, path, body) in [
         ("GET", FUNCTIONS, ""),
@@ -351,7 +351,7 @@ async fn an_engine_failure_is_500_and_keeps_its_causes_inside() {
 /// What `faas-cli deploy` does: update, and create after a `404`; then `describe`.
 #[tokio::test]
 async fn the_first_deployment_of_the_command_line_works() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     let body = r#"{"service":"figlet","image":"ghcr.io/openfaas/figlet:latest","network":"","labels":{},"annotations":{}}"#;
     assert_eq!(gateway.call("PUT", FUNCTIONS, body).await.status, 404);
     gateway.call("POST", FUNCTIONS, body).await.succeeds(202);

@@ -9,30 +9,15 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
 use updraft_engine::Version;
-use updraft_gateway::{Admission, Authority, GatewayParts, InvocationCounts, router};
+use updraft_gateway::{GatewayParts, InvocationCounts, router};
 use updraft_model::FunctionId;
+use updraft_store::Store;
+use updraft_store::access::Access;
 
 use crate::memory_engine::MemoryEngine;
 
 /// `Basic admin:password`.
 pub(crate) const ADMIN: &str = "Basic YWRtaW46cGFzc3dvcmQ=";
-/// Somebody known who is not the administrator.
-pub(crate) const OWNER: &str = "Bearer owner-token";
-
-#[derive(Debug)]
-struct TwoUsers;
-
-#[async_trait::async_trait]
-impl Authority for TwoUsers {
-    async fn admit(&self, headers: &HeaderMap) -> Admission {
-        match headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap()) {
-            Some(ADMIN) => Admission::Admin,
-            Some(OWNER) => Admission::Forbidden,
-            _ => Admission::Unknown,
-        }
-    }
-}
-
 /// Every function whose name begins with `busy` was called 42 times.
 #[derive(Debug)]
 struct Busy;
@@ -44,6 +29,10 @@ impl InvocationCounts for Busy {
 }
 
 pub(crate) struct Gateway {
+    /// The credentials of somebody who is not the administrator.
+    pub(crate) owner: String,
+    // Holds the store's files for as long as the test runs.
+    _folder: tempfile::TempDir,
     pub(crate) engine: Arc<MemoryEngine>,
     pub(crate) router: Router,
 }
@@ -78,16 +67,23 @@ impl Answer {
 }
 
 impl Gateway {
-    pub(crate) fn new() -> Self {
+    pub(crate) async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let password = folder.path().join("basic-auth-password");
+        std::fs::write(&password, "password\n").unwrap();
+        let store =
+            Store::open(&folder.path().join("updraft.db"), &folder.path().join("blobs")).unwrap();
+        let token = store.create_token(&"alice".parse().unwrap(), "test").await.unwrap();
         let engine = MemoryEngine::new();
         let router = router(GatewayParts {
             engine: engine.clone(),
             invocations: Arc::new(Busy),
-            authority: Arc::new(TwoUsers),
+            access: Access::open(store, &password).unwrap(),
             version: Version { release: "0.1.0".to_owned(), sha: "0123abc".to_owned() },
             system_url: "http://system.localhost:8080".to_owned(),
         });
-        Self { engine, router }
+        let owner = format!("Bearer {}", token.secret.expose());
+        Self { owner, _folder: folder, engine, router }
     }
 
     /// Calls as the administrator.

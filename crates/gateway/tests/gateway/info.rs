@@ -6,7 +6,7 @@ use crate::harness::Gateway;
 
 #[tokio::test]
 async fn info_names_provider_and_gateway_with_their_versions() {
-    let info = Gateway::new().get("/system/info").await.json();
+    let info = Gateway::new().await.get("/system/info").await.json();
     assert_eq!(
         info["provider"],
         json!({

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::harness::{ADMIN, Gateway, id};
 
 async fn with_lines() -> Gateway {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"f","image":"i"}"#).await;
     for (instance, time, text) in [
         ("f-1", "2026-01-01T00:00:01Z", "one"),
@@ -149,7 +149,7 @@ async fn a_followed_log_brings_each_line_as_it_is_written_and_ends_with_the_clie
 
 #[tokio::test]
 async fn the_head_of_a_silent_log_comes_at_once() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.deploy(r#"{"service":"quiet","image":"i"}"#).await;
     let address = serve(&gateway).await;
     let response = within("the head", open(address, "/system/logs?name=quiet&follow=1")).await;

@@ -6,7 +6,7 @@ use crate::harness::Gateway;
 
 #[tokio::test]
 async fn the_list_holds_names_only_the_default_one_first() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     assert_eq!(gateway.get("/system/namespaces").await.json(), json!(["openfaas-fn"]));
     gateway.call("POST", "/system/namespace/", r#"{"name":"certifier-test"}"#).await.succeeds(201);
     let names = gateway.get("/system/namespaces").await.json();
@@ -15,7 +15,7 @@ async fn the_list_holds_names_only_the_default_one_first() {
 
 #[tokio::test]
 async fn a_namespace_lives_from_post_to_delete() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     let body = r#"{"name":"dev","labels":{"team":"a"},"annotations":{"openfaas":"1"}}"#;
     gateway.call("POST", "/system/namespace/", body).await.succeeds(201);
     gateway.call("POST", "/system/namespace/", body).await.fails_with(409, "dev");
@@ -37,7 +37,7 @@ async fn a_namespace_lives_from_post_to_delete() {
 
 #[tokio::test]
 async fn failures_have_their_own_statuses() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.call("POST", "/system/namespace/", "{}").await.fails_with(400, "name: is required");
     gateway.call("POST", "/system/namespace/", "").await.fails_with(400, "empty");
     gateway.get("/system/namespace/nowhere").await.fails_with(404, "nowhere");
@@ -60,7 +60,7 @@ async fn failures_have_their_own_statuses() {
 
 #[tokio::test]
 async fn a_removal_may_name_the_namespace_in_the_body_only() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.call("POST", "/system/namespace/dev", "").await.succeeds(201);
     gateway.call("DELETE", "/system/namespace/", r#"{"name":"dev"}"#).await.succeeds(202);
 }

@@ -8,7 +8,7 @@ const SECRETS: &str = "/system/secrets";
 
 #[tokio::test]
 async fn a_secret_lives_from_post_to_delete_and_is_never_shown() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     assert_eq!(gateway.get(SECRETS).await.json(), json!([]));
     gateway.call("POST", SECRETS, r#"{"name":"s","value":"one"}"#).await.succeeds(202);
     assert_eq!(
@@ -25,7 +25,7 @@ async fn a_secret_lives_from_post_to_delete_and_is_never_shown() {
 /// What `faas-cli secret apply` does: create, and update after a `409`, with both values.
 #[tokio::test]
 async fn applying_twice_goes_through_a_conflict_and_the_raw_value_wins() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     let body = r#"{"name":"s","value":"text","rawValue":"AAH/"}"#;
     gateway.call("POST", SECRETS, body).await.succeeds(202);
     assert_eq!(gateway.engine.secret("openfaas-fn", "s").unwrap(), [0, 1, 255]);
@@ -35,7 +35,7 @@ async fn applying_twice_goes_through_a_conflict_and_the_raw_value_wins() {
 
 #[tokio::test]
 async fn failures_have_their_own_statuses() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.call("PUT", SECRETS, r#"{"name":"s","value":"x"}"#).await.fails_with(404, "`s`");
     gateway.call("DELETE", SECRETS, r#"{"name":"s"}"#).await.fails_with(404, "`s`");
     for method in ["POST", "PUT", "DELETE"] {
@@ -54,7 +54,7 @@ async fn failures_have_their_own_statuses() {
 
 #[tokio::test]
 async fn secrets_of_namespaces_are_apart() {
-    let gateway = Gateway::new();
+    let gateway = Gateway::new().await;
     gateway.call("POST", "/system/namespace/", r#"{"name":"dev"}"#).await.succeeds(201);
     gateway
         .call("POST", SECRETS, r#"{"name":"s","namespace":"dev","value":"a"}"#)
