@@ -1,0 +1,350 @@
+//! The listener, and what it does with each request.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::extract::ConnectInfo;
+use futures_util::FutureExt;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use updraft_invoke::{Caller, Failure, Function, InvokeBody, Invoker, RequestBody, Scheme};
+
+use crate::body::EdgeBody;
+use crate::connection::{Activity, Patience, Verdict, WatchedStream};
+use crate::host::{Host, HostError};
+use crate::route::{Place, Root, Site};
+
+/// How long to wait after the system refused a new connection, for instance for want of files.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the edge puts together.
+pub struct EdgeParts {
+    /// The way to functions.
+    pub invoker: Arc<Invoker>,
+    /// The OpenFaaS API; checks credentials itself.
+    pub gateway: axum::Router,
+    /// The platform's own API, pages and git; checks credentials itself.
+    pub system: axum::Router,
+    /// The domain below which owners have their hosts.
+    pub root: Root,
+    /// What strangers may use up.
+    pub limits: EdgeLimits,
+}
+
+impl fmt::Debug for EdgeParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EdgeParts")
+            .field("root", &self.root)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What strangers may use up.
+#[derive(Debug, Clone)]
+pub struct EdgeLimits {
+    /// Connections at once; more wait in the system's queue.
+    pub connections: usize,
+    /// How long the head of a request may take (half as much again before it is noticed).
+    pub head: Duration,
+    /// How long a connection may stay open without a request.
+    pub idle: Duration,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Requests at once on one HTTP/2 connection.
+    pub streams: u32,
+    /// How long open requests may go on after shutdown has begun.
+    pub grace: Duration,
+}
+
+impl EdgeLimits {
+    /// What suits most installations.
+    pub fn usual() -> Self {
+        Self {
+            connections: 20_000,
+            head: Duration::from_secs(30),
+            idle: Duration::from_secs(75),
+            head_bytes: 1024 * 1024,
+            streams: 200,
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The front door.
+pub struct Edge {
+    parts: EdgeParts,
+    server: auto::Builder<TokioExecutor>,
+}
+
+impl Edge {
+    /// Puts the door together; [`Self::serve`] opens it.
+    pub fn new(parts: EdgeParts) -> Arc<Self> {
+        let limits = &parts.limits;
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        // Without a timer of hyper's for HTTP/1: the watch over each connection covers the time
+        // before the protocol is known as well, and sets no timer for each request.
+        server.http1().max_buf_size(limits.head_bytes.max(8192)).header_read_timeout(None);
+        server
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(
+                u32::try_from(limits.head_bytes).unwrap_or(u32::MAX).min(64 * 1024),
+            )
+            .max_pending_accept_reset_streams(20)
+            .max_local_error_reset_streams(100)
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(1024 * 1024);
+        Arc::new(Self { parts, server })
+    }
+
+    /// Accepts connections until `shutdown`, then lets open requests end within the grace
+    /// period, closes what is left, tunnels included, and returns.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        let connections = TaskTracker::new();
+        let cut = CancellationToken::new();
+        let places = Arc::new(Semaphore::new(self.parts.limits.connections));
+        let accepting = async {
+            loop {
+                let place = Arc::clone(&places).acquire_owned().await;
+                let (stream, peer) = match listener.accept().await {
+                    Ok(accepted) => accepted,
+                    Err(error) if is_of_one_connection(&error) => continue,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept connections, trying again");
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                        continue;
+                    }
+                };
+                let serving = Arc::clone(&self).serve_connection(stream, peer, shutdown.clone());
+                let cut = cut.clone();
+                connections.spawn(async move {
+                    cut.run_until_cancelled(serving).await;
+                    drop(place);
+                });
+            }
+        };
+        shutdown.run_until_cancelled(accepting).await;
+        drop(listener);
+        connections.close();
+        if timeout(self.parts.limits.grace, connections.wait()).await.is_err() {
+            tracing::warn!(open = connections.len(), "closing connections that are still open");
+        }
+        cut.cancel();
+        connections.wait().await;
+        self.parts.invoker.close_tunnels().await;
+    }
+
+    async fn serve_connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        shutdown: CancellationToken,
+    ) {
+        // Answers leave as they come, and peers that vanished are noticed.
+        drop(stream.set_nodelay(true));
+        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+        let limits = &self.parts.limits;
+        let activity = Arc::new(Activity::default());
+        let caller = Caller::new(peer, Scheme::Http);
+        let stream = WatchedStream::new(stream, Arc::clone(&activity));
+        let tick = Patience::tick(limits.head);
+        let mut patience = Patience::new(Arc::clone(&activity), limits.head, limits.idle);
+        let service = service_fn(|request: Request<Incoming>| {
+            let busy = activity.begin(request.version() == Version::HTTP_2);
+            let (edge, caller) = (Arc::clone(&self), caller.clone());
+            async move {
+                let response = edge.answer(request, &caller, peer).await;
+                Ok::<_, Infallible>(response.map(|body| body.keeping(busy)))
+            }
+        });
+        let mut serving = pin!(self.server.serve_connection_with_upgrades(stream, service));
+        let mut look = pin!(sleep_until(Instant::now() + tick));
+        let mut told = pin!(shutdown.cancelled_owned());
+        let mut leaving = false;
+        let outcome = poll_fn(|context| {
+            loop {
+                if let Poll::Ready(outcome) = serving.as_mut().poll(context) {
+                    return Poll::Ready(outcome);
+                }
+                if !leaving && told.as_mut().poll(context).is_ready() {
+                    leaving = true;
+                    serving.as_mut().graceful_shutdown();
+                    continue;
+                }
+                if look.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                look.as_mut().reset(Instant::now() + tick);
+                match patience.look() {
+                    Verdict::Keep => {}
+                    Verdict::Retire if !leaving => {
+                        leaving = true;
+                        serving.as_mut().graceful_shutdown();
+                    }
+                    Verdict::Retire | Verdict::Close => return Poll::Ready(Ok(())),
+                }
+            }
+        })
+        .await;
+        if let Err(error) = outcome {
+            tracing::trace!(%peer, %error, "a connection ended early");
+        }
+    }
+
+    /// Answers one request, whatever happens.
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        caller: &Caller,
+        peer: SocketAddr,
+    ) -> Response<EdgeBody> {
+        AssertUnwindSafe(self.route(request, caller, peer)).catch_unwind().await.unwrap_or_else(
+            |_| {
+                tracing::error!("a request ended in a panic; this is a defect of Updraft");
+                let reason = "this request met a defect of the platform";
+                refuse(StatusCode::INTERNAL_SERVER_ERROR, reason, &HeaderMap::new())
+            },
+        )
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        caller: &Caller,
+        peer: SocketAddr,
+    ) -> Response<EdgeBody> {
+        let invoker = &self.parts.invoker;
+        let function: Result<Arc<Function>, Failure>;
+        let from: usize;
+        {
+            let (uri, headers) = (request.uri(), request.headers());
+            if *request.method() == Method::CONNECT {
+                let reason = "CONNECT is not served here";
+                return refuse(StatusCode::METHOD_NOT_ALLOWED, reason, headers);
+            }
+            let host = match Host::of(uri, headers, request.version()) {
+                Ok(host) => Some(host),
+                Err(HostError::Missing) if request.version() < Version::HTTP_11 => None,
+                Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string(), headers),
+            };
+            let site = host.as_ref().map_or(Site::Unknown, |host| Site::of(host, &self.parts.root));
+            let path = uri.path();
+            match Place::of(site, path) {
+                Place::Function { name, rest } => {
+                    function = invoker.find(name).ok_or_else(|| invoker.unknown(name));
+                    from = path.len() - rest.len();
+                }
+                Place::Owned { owner, function: own_name, rest } => {
+                    function = invoker.find_owned(owner, own_name).ok_or_else(|| {
+                        let shown: String = own_name.chars().take(128).collect();
+                        let reason = format!("`{owner}` has no function `{shown}`");
+                        Failure::new(StatusCode::NOT_FOUND, "edge", reason)
+                    });
+                    from = path.len() - rest.len();
+                }
+                Place::Health => return health(&request),
+                Place::OwnerRoot => {
+                    let reason = "name a function of this owner: /<function>";
+                    return refuse(StatusCode::NOT_FOUND, reason, headers);
+                }
+                Place::Preview => {
+                    let reason = "there is no such preview";
+                    return refuse(StatusCode::NOT_FOUND, reason, headers);
+                }
+                Place::Unknown => {
+                    let reason = "this host is not served here";
+                    return refuse(StatusCode::NOT_FOUND, reason, headers);
+                }
+                Place::Gateway => return relay(&self.parts.gateway, request, peer).await,
+                Place::System => return relay(&self.parts.system, request, peer).await,
+            }
+        }
+        match function {
+            Ok(function) => {
+                let target = request.uri().clone();
+                let rest = rest_of(&target, from);
+                let request = request.map(RequestBody::from);
+                invoker.call(&function, rest, request, caller).await.map(EdgeBody::from)
+            }
+            Err(failure) => {
+                let call_id = updraft_invoke::call_id(request.headers());
+                failure.into_response(&call_id).map(EdgeBody::from)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Edge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Edge").field("parts", &self.parts).finish_non_exhaustive()
+    }
+}
+
+/// Path from byte `from` on, and the query, both raw.
+fn rest_of(uri: &http::Uri, from: usize) -> &str {
+    uri.path_and_query().and_then(|target| target.as_str().get(from..)).unwrap_or_default()
+}
+
+/// Whether a failed accept says something about that connection only.
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// Boxed, so that waiting connections do not hold room for it.
+fn relay(
+    router: &axum::Router,
+    mut request: Request<Incoming>,
+    peer: SocketAddr,
+) -> futures_util::future::BoxFuture<'static, Response<EdgeBody>> {
+    request.extensions_mut().insert(ConnectInfo(peer));
+    let answer = router.clone().oneshot(request.map(axum::body::Body::new));
+    Box::pin(async move {
+        let Ok(response) = answer.await;
+        response.map(EdgeBody::from)
+    })
+}
+
+fn refuse(
+    status: StatusCode,
+    reason: impl Into<String>,
+    headers: &HeaderMap,
+) -> Response<EdgeBody> {
+    let call_id = updraft_invoke::call_id(headers);
+    Failure::new(status, "edge", reason).into_response(&call_id).map(EdgeBody::from)
+}
+
+fn health(request: &Request<Incoming>) -> Response<EdgeBody> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let reason = "only GET and HEAD are served here";
+        let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, reason, request.headers());
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let mut response = Response::new(InvokeBody::whole("OK"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.map(EdgeBody::from)
+}

@@ -1,0 +1,134 @@
+//! One function as the data plane sees it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use updraft_engine::{Availability, FunctionEndpoints, Lease};
+use updraft_model::{FunctionId, FunctionSpec, OwnerName, annotations, parse_duration};
+
+use crate::metrics::FunctionMetrics;
+use crate::replica::Replica;
+
+/// A function at one moment: what it is and which replicas are ready. A newer one takes its place
+/// in the table when the engine says so; a request that holds this one can still use it.
+pub struct Function {
+    pub(crate) endpoints: Arc<FunctionEndpoints>,
+    pub(crate) replicas: Vec<Arc<Replica>>,
+    pub(crate) state: Arc<FunctionState>,
+    pub(crate) timeout: Duration,
+}
+
+/// What stays the same while replicas come and go.
+#[derive(Debug)]
+pub(crate) struct FunctionState {
+    /// `<name>.<namespace>`.
+    pub(crate) qualified: Arc<str>,
+    /// The name alone.
+    pub(crate) name: Arc<str>,
+    pub(crate) metrics: FunctionMetrics,
+    /// Where the search for the least busy replica starts, so that equals take turns.
+    turn: AtomicUsize,
+    /// Requests that wait for a replica.
+    pub(crate) waiters: AtomicUsize,
+    /// The wake-up under way, if its sender is alive; it brings the reason when it fails.
+    pub(crate) waking: Mutex<Option<watch::Receiver<Option<String>>>>,
+}
+
+impl FunctionState {
+    pub(crate) fn new(id: &FunctionId) -> Self {
+        Self {
+            qualified: id.to_string().into(),
+            name: id.name.as_str().into(),
+            metrics: FunctionMetrics::default(),
+            turn: AtomicUsize::new(0),
+            waiters: AtomicUsize::new(0),
+            waking: Mutex::new(None),
+        }
+    }
+}
+
+impl Function {
+    pub(crate) fn new(
+        endpoints: Arc<FunctionEndpoints>,
+        replicas: Vec<Arc<Replica>>,
+        state: Arc<FunctionState>,
+        default_timeout: Duration,
+    ) -> Self {
+        let timeout = endpoints
+            .spec
+            .annotations
+            .get(annotations::TIMEOUT)
+            .and_then(|text| parse_duration(text).ok())
+            .filter(|limit| !limit.is_zero())
+            .unwrap_or(default_timeout);
+        Self { endpoints, replicas, state, timeout }
+    }
+
+    /// Its place in the engine.
+    pub fn id(&self) -> &FunctionId {
+        &self.endpoints.spec.id
+    }
+
+    /// The spec that takes traffic.
+    pub fn spec(&self) -> &Arc<FunctionSpec> {
+        &self.endpoints.spec
+    }
+
+    /// What a request can expect.
+    pub fn availability(&self) -> &Availability {
+        &self.endpoints.availability
+    }
+
+    /// How long it may take to its headers, and how long a body may stand still.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Owner and own name, where a push of that owner deployed it.
+    pub(crate) fn owned(&self) -> Option<(OwnerName, String)> {
+        let id = self.id();
+        if id.namespace != updraft_model::Namespace::default() {
+            return None;
+        }
+        let owner = self.endpoints.spec.owner()?;
+        let own_name = owner.own_name(&id.name)?;
+        Some((owner, own_name.into()))
+    }
+
+    /// The ready replica with the fewest requests under way, held; none when all are on their way
+    /// out or among those to avoid.
+    pub(crate) fn pick(&self, avoided: &[Arc<Replica>]) -> Option<(Arc<Replica>, Lease)> {
+        if let [replica] = self.replicas.as_slice()
+            && avoided.is_empty()
+        {
+            return Some((Arc::clone(replica), replica.endpoint.load.lease()?));
+        }
+        let start = self.state.turn.fetch_add(1, Ordering::Relaxed);
+        let mut closed: Vec<usize> = Vec::new();
+        loop {
+            let count = self.replicas.len();
+            let (index, replica) = (0..count)
+                .map(|step| start.wrapping_add(step) % count)
+                .filter(|index| !closed.contains(index))
+                .map(|index| (index, &self.replicas[index]))
+                .filter(|(_, replica)| !avoided.iter().any(|other| Arc::ptr_eq(other, replica)))
+                .min_by_key(|(_, replica)| replica.endpoint.load.in_flight())?;
+            if let Some(lease) = replica.endpoint.load.lease() {
+                return Some((Arc::clone(replica), lease));
+            }
+            closed.push(index);
+        }
+    }
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function")
+            .field("id", self.id())
+            .field("availability", self.availability())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,276 @@
+//! Headers on their way through: what belongs to the hop goes, what tells of the hop comes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{Request, Response, StatusCode, Version};
+
+use crate::call_id::{self as ids};
+
+/// Names one invocation everywhere.
+pub const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
+const START_TIME: HeaderName = HeaderName::from_static("x-start-time");
+const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
+const SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// How the caller reached us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// In the clear.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+/// Who calls, made once a connection.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    address: IpAddr,
+    /// The address as a header value, so that it is written once and not once a request.
+    shown: HeaderValue,
+    scheme: HeaderValue,
+}
+
+impl Caller {
+    /// The caller at the other end of a connection.
+    pub fn new(peer: SocketAddr, scheme: Scheme) -> Self {
+        let address = peer.ip().to_canonical();
+        let shown = HeaderValue::try_from(address.to_string())
+            .expect("an address is digits, dots and colons");
+        let scheme = match scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        Self { address, shown, scheme: HeaderValue::from_static(scheme) }
+    }
+
+    /// The caller's address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+}
+
+/// The id of the call that a request with these headers makes: its own if that is safe, else new.
+pub fn call_id(headers: &HeaderMap) -> HeaderValue {
+    match headers.get(CALL_ID) {
+        Some(id) if ids::is_safe(id.as_bytes()) => id.clone(),
+        _ => ids::new(),
+    }
+}
+
+/// What is told about one call, to the function and to the caller.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    pub(crate) call_id: HeaderValue,
+    start: HeaderValue,
+}
+
+impl Marks {
+    /// Keeps the caller's call id when it is safe, else makes one.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let call_id = call_id(headers);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let start = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        Self { call_id, start: HeaderValue::from(start) }
+    }
+}
+
+/// The protocol that both sides are asked to change to, if the request asks.
+pub(crate) fn upgrade_asked<B>(request: &Request<B>) -> Option<HeaderValue> {
+    if request.version() != Version::HTTP_11 {
+        return None;
+    }
+    let headers = request.headers();
+    let protocol = headers.get(UPGRADE)?;
+    // A change to HTTP/2 would be ours to answer, and is better asked for by prior knowledge.
+    if protocol.as_bytes().eq_ignore_ascii_case(b"h2c") {
+        return None;
+    }
+    lists(headers, &CONNECTION, "upgrade").then(|| protocol.clone())
+}
+
+/// Whether a comma-separated list header names `token`.
+fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+fn is_of_the_hop(name: &HeaderName) -> bool {
+    name == CONNECTION
+        || name == TRANSFER_ENCODING
+        || name == TE
+        || name == UPGRADE
+        || name == PROXY_AUTHENTICATE
+        || name == PROXY_AUTHORIZATION
+        || name == KEEP_ALIVE
+        || name == PROXY_CONNECTION
+        || name == HTTP2_SETTINGS
+}
+
+/// Removes what belongs to the connection the message came by, and what `Connection` lists.
+/// `Trailer` stays: it announces trailers, which pass through.
+fn remove_hop_headers(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_of_the_hop) {
+        return;
+    }
+    let listed: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|item| HeaderName::from_bytes(item.trim().as_bytes()).ok())
+        // Nobody may have these taken off on the way.
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH && *name != CALL_ID)
+        .collect();
+    for name in listed {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        TRANSFER_ENCODING,
+        TE,
+        UPGRADE,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Why a request cannot be passed on as it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ambiguous(pub(crate) &'static str);
+
+/// Makes the caller's headers the ones for the replica.
+///
+/// # Errors
+/// The request says two things about its length; it must not be passed on.
+pub(crate) fn prepare_request<B>(
+    request: &mut Request<B>,
+    caller: &Caller,
+    trusted: bool,
+    marks: &Marks,
+    upgrade: Option<&HeaderValue>,
+) -> Result<(), Ambiguous> {
+    let version = request.version();
+    let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
+    *request.version_mut() = Version::HTTP_11;
+    let headers = request.headers_mut();
+
+    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
+        return Err(Ambiguous("the request has both Content-Length and Transfer-Encoding"));
+    }
+    let wants_trailers = headers.contains_key(TE) && lists(headers, &TE, "trailers");
+    remove_hop_headers(headers);
+    // The server answers `100 Continue` itself as soon as a replica reads the body.
+    headers.remove(EXPECT);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(UPGRADE, protocol.clone());
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    if version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
+
+    // An absolute or HTTP/2 target names the host, whatever `Host` says.
+    if let Some(host) = authority.and_then(|host| HeaderValue::try_from(host).ok()) {
+        headers.insert(HOST, host);
+    }
+    let host = headers.get(HOST).cloned();
+    match host {
+        Some(host) if !(trusted && headers.contains_key(FORWARDED_HOST)) => {
+            headers.insert(FORWARDED_HOST, host);
+        }
+        Some(_) => {}
+        None => {
+            headers.insert(HOST, HeaderValue::from_static(""));
+        }
+    }
+    if !(trusted && headers.contains_key(FORWARDED_PROTO)) {
+        headers.insert(FORWARDED_PROTO, caller.scheme.clone());
+    }
+    let chain = if headers.contains_key(FORWARDED_FOR) {
+        appended(headers, &caller.shown)
+    } else {
+        caller.shown.clone()
+    };
+    headers.insert(FORWARDED_FOR, chain);
+    headers.insert(CALL_ID, marks.call_id.clone());
+    headers.insert(START_TIME, marks.start.clone());
+    Ok(())
+}
+
+/// The chain of addresses so far with ours at the end.
+fn appended(headers: &HeaderMap, address: &HeaderValue) -> HeaderValue {
+    let parts: Vec<&[u8]> = headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .chain([address])
+        .map(HeaderValue::as_bytes)
+        .filter(|part| !part.is_empty())
+        .collect();
+    HeaderValue::from_bytes(&parts.join(&b", "[..])).unwrap_or_else(|_| address.clone())
+}
+
+/// HTTP/2 callers may split their cookies over several fields; HTTP/1 has one.
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Makes the replica's headers the ones for the caller.
+pub(crate) fn prepare_response<B>(
+    response: &mut Response<B>,
+    marks: &Marks,
+    served_by: &HeaderValue,
+    took: Duration,
+) {
+    let upgraded = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
+        .then(|| response.headers().get(UPGRADE).cloned())
+        .flatten();
+    *response.version_mut() = Version::HTTP_11;
+    let headers = response.headers_mut();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    remove_hop_headers(headers);
+    if let Some(protocol) = upgraded {
+        headers.insert(UPGRADE, protocol);
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    headers.insert(CALL_ID, marks.call_id.clone());
+    headers.insert(START_TIME, marks.start.clone());
+    headers.insert(SERVED_BY, served_by.clone());
+    headers.entry(DURATION).or_insert_with(|| seconds(took));
+}
+
+/// Seconds with six decimals.
+fn seconds(took: Duration) -> HeaderValue {
+    HeaderValue::try_from(format!("{}.{:06}", took.as_secs(), took.subsec_micros()))
+        .expect("digits and a dot are a header value")
+}

@@ -1,0 +1,397 @@
+//! The way of one request: stamp it, find a replica, exchange, hand the answer on.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use updraft_engine::{Engine, Lease};
+use updraft_model::{FunctionId, format_duration};
+
+use crate::body::{AnswerKind, InvokeBody, RequestBody};
+use crate::connection::{Connection, ExchangeError, Flow};
+use crate::failure::Failure;
+use crate::function::Function;
+use crate::headers::{self, Caller, Marks};
+use crate::metrics::{Account, FunctionsCollector};
+use crate::options::InvokeOptions;
+use crate::replica::Replica;
+use crate::table::Table;
+use crate::tunnel;
+
+/// How long to wait before a replica that refused a connection is tried again, if the engine has
+/// not taken it off the table by then. Nothing has been sent to it.
+const CONNECT_AGAIN: Duration = Duration::from_millis(50);
+
+/// Takes requests to functions.
+pub struct Invoker {
+    shared: Arc<Shared>,
+    /// Follows the engine's table and closes cold connections; ends with the invoker.
+    _following: [AbortOnDropHandle<()>; 2],
+}
+
+/// What requests and background tasks share.
+pub(crate) struct Shared {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) options: InvokeOptions,
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    /// Counts the changes of `table`, after each.
+    pub(crate) changes: watch::Sender<u64>,
+    served_by: HeaderValue,
+    tunnels: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl Invoker {
+    /// Starts to follow the engine. Must be called within a Tokio runtime.
+    pub fn new(engine: Arc<dyn Engine>, options: InvokeOptions) -> Arc<Self> {
+        let served_by = HeaderValue::try_from(format!("updraft/{}", options.version))
+            .unwrap_or(HeaderValue::from_static("updraft"));
+        let mut endpoints = engine.endpoints();
+        let shared = Arc::new(Shared {
+            engine,
+            options,
+            table: Arc::new(ArcSwap::from_pointee(Table::default())),
+            changes: watch::Sender::new(0),
+            served_by,
+            tunnels: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        });
+        shared.publish(&endpoints.borrow_and_update().clone());
+        let follow = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                while endpoints.changed().await.is_ok() {
+                    let table = endpoints.borrow_and_update().clone();
+                    shared.publish(&table);
+                }
+            }
+        });
+        let sweep = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                let limit = shared.options.idle_limit;
+                let mut ticks = tokio::time::interval((limit / 4).max(Duration::from_millis(1)));
+                loop {
+                    let now = ticks.tick().await.into_std();
+                    for function in shared.table.load_full().functions() {
+                        for replica in &function.replicas {
+                            replica.sweep(now, limit);
+                        }
+                    }
+                }
+            }
+        });
+        Arc::new(Self {
+            shared,
+            _following: [AbortOnDropHandle::new(follow), AbortOnDropHandle::new(sweep)],
+        })
+    }
+
+    /// The function called `name` in the default namespace, or `name.namespace`.
+    pub fn find(&self, name: &str) -> Option<Arc<Function>> {
+        self.shared.table.load().by_name(name).map(Arc::clone)
+    }
+
+    /// The function that a push of `owner` deployed under the owner's own name for it.
+    pub fn find_owned(&self, owner: &str, own_name: &str) -> Option<Arc<Function>> {
+        self.shared.table.load().by_owner(owner, own_name).map(Arc::clone)
+    }
+
+    /// Why [`Self::find`] found nothing, with the name that was probably meant.
+    pub fn unknown(&self, name: &str) -> Failure {
+        let table = self.shared.table.load();
+        let hint = match table.nearest(name) {
+            Some(nearest) => format!(", did you mean `{nearest}`?"),
+            None => String::new(),
+        };
+        let shown: String = name.chars().take(128).collect();
+        Failure {
+            function: Some(shown.clone()),
+            ..Failure::new(
+                StatusCode::NOT_FOUND,
+                "invoke",
+                format!("function `{shown}` does not exist{hint}"),
+            )
+        }
+    }
+
+    /// How many calls of the function have ended since this process first saw it.
+    pub fn invocation_count(&self, id: &FunctionId) -> u64 {
+        self.shared
+            .table
+            .load()
+            .by_id(id)
+            .map_or(0, |function| function.state.metrics.invocations())
+    }
+
+    /// Adds the numbers of all functions to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(FunctionsCollector(Arc::clone(&self.shared.table))));
+    }
+
+    /// The numbers of all functions as OpenMetrics text, for `/metrics`.
+    pub fn metrics_text(&self) -> String {
+        let mut registry = Registry::default();
+        self.register_metrics(&mut registry);
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &registry) {
+            Ok(()) => text,
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Closes all tunnels and waits for their ends. Call it when no request is accepted any more.
+    pub async fn close_tunnels(&self) {
+        self.shared.closing.cancel();
+        self.shared.tunnels.close();
+        self.shared.tunnels.wait().await;
+    }
+
+    /// Takes `request` to `function` with `path` (the raw rest of the path and the query, as
+    /// received) as its target. Always answers; what is not the function's own answer is JSON
+    /// that says why.
+    pub async fn call(
+        &self,
+        function: &Arc<Function>,
+        path: &str,
+        request: Request<RequestBody>,
+        caller: &Caller,
+    ) -> Response<InvokeBody> {
+        let started = Instant::now();
+        let mut account = Account::open(&function.state, started);
+        let marks = Marks::of(request.headers());
+        match self.pass(function, path, request, caller, &marks, account, started).await {
+            Ok(response) => response,
+            Err((failure, returned)) => {
+                account = returned;
+                account.answered(failure.status);
+                tracing::debug!(
+                    function = %function.state.qualified,
+                    status = failure.status.as_u16(),
+                    reason = failure.reason,
+                    "a call was not answered by its function"
+                );
+                failure.into_response(&marks.call_id)
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one call, used in this file only")]
+    async fn pass(
+        &self,
+        function: &Arc<Function>,
+        path: &str,
+        mut request: Request<RequestBody>,
+        caller: &Caller,
+        marks: &Marks,
+        mut account: Account,
+        started: Instant,
+    ) -> Result<Response<InvokeBody>, (Failure, Account)> {
+        let shared = &self.shared;
+        let name = &*function.state.name;
+        let upgrade = headers::upgrade_asked(&request);
+        let trusted = shared.options.trusted_proxies.contains(&caller.address());
+        let prepared = target(path).and_then(|uri| {
+            if request.method() == Method::CONNECT {
+                let reason = "CONNECT is not served here";
+                return Err(Failure::invoke(StatusCode::METHOD_NOT_ALLOWED, name, reason));
+            }
+            headers::prepare_request(&mut request, caller, trusted, marks, upgrade.as_ref())
+                .map_err(|why| Failure::invoke(StatusCode::BAD_REQUEST, name, why.0))?;
+            *request.uri_mut() = uri;
+            Ok(())
+        });
+        if let Err(failure) = prepared {
+            return Err((failure, account));
+        }
+        let tunnel = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        request.extensions_mut().clear();
+        let upload = request.body_mut().watch();
+
+        let mut search = Search::new(Arc::clone(function));
+        let (mut response, connection, replica, lease) = loop {
+            let (replica, lease, mut connection) = match search.next(shared).await {
+                Ok(found) => found,
+                Err(failure) => return Err((failure, account)),
+            };
+            let limit = search.function.timeout;
+            match connection.exchange(request, upload.as_deref(), limit).await {
+                Ok(response) => break (response, connection, replica, lease),
+                Err(ExchangeError::Unsent(unsent)) => request = *unsent,
+                Err(error) => return Err((broken(name, &replica, limit, error), account)),
+            }
+        };
+
+        let status = response.status();
+        account.answered(status);
+        headers::prepare_response(&mut response, marks, &shared.served_by, started.elapsed());
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            let Some(caller) = tunnel else {
+                let reason = format!(
+                    "replica `{}` changed the protocol without being asked",
+                    replica.endpoint.replica
+                );
+                return Err((Failure::invoke(StatusCode::BAD_GATEWAY, name, reason), account));
+            };
+            let (tunnels, closing) = (&shared.tunnels, shared.closing.clone());
+            tunnel::open(caller, &mut response, connection, lease, account, tunnels, closing);
+            return Ok(response.map(|_| InvokeBody::whole("")));
+        }
+        let (head, incoming) = response.into_parts();
+        let mut flow = Flow::new(incoming, connection, replica, lease, account, upload);
+        poll_fn(|context| {
+            flow.settle(context);
+            Poll::Ready(())
+        })
+        .await;
+        Ok(Response::from_parts(head, InvokeBody(AnswerKind::Flow(flow))))
+    }
+}
+
+impl fmt::Debug for Invoker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invoker").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn publish(&self, endpoints: &updraft_engine::EndpointTable) {
+        let InvokeOptions { timeout, idle_connections, .. } = self.options;
+        let next = self.table.load().next(endpoints, timeout, idle_connections);
+        self.table.store(Arc::new(next));
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+/// The search of one call for a replica that takes it.
+struct Search {
+    function: Arc<Function>,
+    /// Replicas that did not take a connection.
+    refused: Vec<Arc<Replica>>,
+    /// When to give up waiting for a replica; set at the first wait.
+    wake_deadline: Option<tokio::time::Instant>,
+    /// When to give up connecting; set at the first refusal.
+    connect_deadline: Option<Instant>,
+}
+
+impl Search {
+    fn new(function: Arc<Function>) -> Self {
+        Self { function, refused: Vec::new(), wake_deadline: None, connect_deadline: None }
+    }
+
+    /// A held replica with a connection that can take a request now.
+    async fn next(
+        &mut self,
+        shared: &Arc<Shared>,
+    ) -> Result<(Arc<Replica>, Lease, Connection), Failure> {
+        loop {
+            let Some((replica, lease)) = self.function.pick(&self.refused) else {
+                if self.refused.is_empty() {
+                    let limit = shared.options.wake_limit;
+                    let deadline = *self
+                        .wake_deadline
+                        .get_or_insert_with(|| tokio::time::Instant::now() + limit);
+                    self.function = shared.wait_ready(&self.function, deadline).await?;
+                } else {
+                    self.after_refusal(shared).await?;
+                }
+                continue;
+            };
+            while let Some(mut connection) = replica.take() {
+                let usable = poll_fn(|context| Poll::Ready(connection.is_usable(context))).await;
+                if usable {
+                    return Ok((replica, lease, connection));
+                }
+            }
+            let limit = shared.options.connect_limit;
+            match Connection::open(replica.endpoint.address, limit).await {
+                Ok(connection) => return Ok((replica, lease, connection)),
+                Err(error) => {
+                    tracing::debug!(replica = %replica.endpoint.replica, %error, "cannot connect");
+                    let name = &*self.function.state.name;
+                    let deadline = *self.connect_deadline.get_or_insert(Instant::now() + limit);
+                    if Instant::now() >= deadline {
+                        let reason = format!(
+                            "replica `{}` takes no connection: {error}",
+                            replica.endpoint.replica
+                        );
+                        return Err(Failure::invoke(StatusCode::BAD_GATEWAY, name, reason));
+                    }
+                    self.refused.push(replica);
+                }
+            }
+        }
+    }
+
+    /// Every replica on the table refused: lets the engine notice, then looks again.
+    async fn after_refusal(&mut self, shared: &Arc<Shared>) -> Result<(), Failure> {
+        let mut changes = shared.changes.subscribe();
+        let same = |function: &Arc<Function>| Arc::ptr_eq(function, &self.function);
+        let current = shared.table.load().by_name(&self.function.state.qualified).map(Arc::clone);
+        if current.as_ref().is_some_and(same) {
+            // Whichever comes first; either way the table is read anew.
+            let _ = tokio::time::timeout(CONNECT_AGAIN, changes.changed()).await;
+        }
+        let name = &*self.function.state.name;
+        let current = shared.table.load().by_name(&self.function.state.qualified).map(Arc::clone);
+        self.function = current.ok_or_else(|| {
+            Failure::invoke(StatusCode::NOT_FOUND, name, "the function was removed meanwhile")
+        })?;
+        self.refused.clear();
+        Ok(())
+    }
+}
+
+/// The request target for the replica: the raw path and query, never empty.
+fn target(path: &str) -> Result<Uri, Failure> {
+    let path = match path.as_bytes().first() {
+        None => Ok(PathAndQuery::from_static("/")),
+        Some(b'/') if path.len() == 1 => Ok(PathAndQuery::from_static("/")),
+        Some(b'/') => PathAndQuery::try_from(path),
+        Some(_) => PathAndQuery::try_from(format!("/{path}")),
+    };
+    path.map(Uri::from).map_err(|_| {
+        Failure::new(StatusCode::BAD_REQUEST, "invoke", "the path has characters that no path has")
+    })
+}
+
+/// What to tell a caller whose request reached a replica and brought no answer.
+fn broken(name: &str, replica: &Replica, limit: Duration, error: ExchangeError) -> Failure {
+    let replica = &replica.endpoint.replica;
+    let limit = format_duration(limit);
+    let (status, reason) = match error {
+        ExchangeError::ReplicaSilent => (
+            StatusCode::GATEWAY_TIMEOUT,
+            format!("replica `{replica}` did not answer within {limit}, the function's timeout"),
+        ),
+        ExchangeError::CallerSilent => (
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the request body stood still for {limit}, the function's timeout"),
+        ),
+        ExchangeError::Broken(error) => {
+            tracing::warn!(
+                function = name,
+                %replica,
+                error = &error as &dyn std::error::Error,
+                "a replica broke off"
+            );
+            if error.is_user() {
+                (StatusCode::BAD_REQUEST, "the request body broke off".to_owned())
+            } else {
+                let reason = format!("replica `{replica}` broke off before it answered");
+                (StatusCode::BAD_GATEWAY, reason)
+            }
+        }
+        ExchangeError::Unsent(_) => unreachable!("an unsent request is sent again"),
+    };
+    Failure::invoke(status, name, reason)
+}

@@ -1,0 +1,47 @@
+//! What can be set about the data plane.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Limits and identity of an [`Invoker`](crate::Invoker).
+#[derive(Debug, Clone)]
+pub struct InvokeOptions {
+    /// Updraft's version, told to callers in `X-Served-By`.
+    pub version: String,
+    /// How long a function may take to its response headers, and how long either body may stand
+    /// still, where its `updraft.timeout` annotation says nothing.
+    pub timeout: Duration,
+    /// How long a request waits for a function that sleeps or starts.
+    pub wake_limit: Duration,
+    /// How long a request waits for a function whose last start failed, before it is told so.
+    pub failing_patience: Duration,
+    /// How long a request tries replicas that do not take its connection.
+    pub connect_limit: Duration,
+    /// How long an unused connection to a replica is kept; must stay below what the servers in
+    /// the replicas grant, so that they do not close it just when it is used again.
+    pub idle_limit: Duration,
+    /// How many unused connections are kept for each replica.
+    pub idle_connections: usize,
+    /// How many requests may wait for one function; more are refused with 429.
+    pub waiters: usize,
+    /// Peers whose `X-Forwarded-Host` and `X-Forwarded-Proto` are believed. Everybody else's are
+    /// replaced.
+    pub trusted_proxies: Vec<IpAddr>,
+}
+
+impl InvokeOptions {
+    /// What suits most installations.
+    pub fn new(version: impl Into<String>) -> Self {
+        Self {
+            version: version.into(),
+            timeout: Duration::from_mins(1),
+            wake_limit: Duration::from_mins(1),
+            failing_patience: Duration::from_secs(2),
+            connect_limit: Duration::from_secs(3),
+            idle_limit: Duration::from_secs(4),
+            idle_connections: 512,
+            waiters: 10_000,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
