@@ -343,18 +343,19 @@ fn the_call_over_max_inflight_is_429_while_health_still_answers() {
 
 #[test]
 fn a_client_that_goes_away_ends_the_call_at_the_function() {
-    let (gone, goes) = mpsc::channel();
+    let (event, events) = mpsc::channel();
     let port = function(move |stream, _| {
-        let ended = stream.read(&mut [0]);
-        gone.send(matches!(ended, Ok(0) | Err(_))).unwrap();
+        event.send("begun").unwrap();
+        let ended = matches!(stream.read(&mut [0]), Ok(0) | Err(_));
+        event.send(if ended { "ended" } else { "spoken to" }).unwrap();
         false
     });
     let watchdog = Watchdog::before(port, &[]);
     let mut stream = watchdog.connect();
     stream.write_all(b"GET /gone HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    wait_until("the call is under way", || watchdog.get("/_/health").status == 200);
+    assert_eq!(events.recv_timeout(PATIENCE).unwrap(), "begun");
     drop(stream);
-    assert!(goes.recv_timeout(PATIENCE).unwrap());
+    assert_eq!(events.recv_timeout(PATIENCE).unwrap(), "ended");
     watchdog.wait_line("GET /gone - 504 Gateway Timeout");
 }
 
