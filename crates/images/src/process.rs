@@ -1,0 +1,159 @@
+//! Runs `buildah` and `mmdebstrap` to their end, with a time limit and bounded memory.
+
+use std::collections::VecDeque;
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::ImageError;
+
+/// Lines of a program's output kept for its error message.
+const TAIL_LINES: usize = 12;
+/// Longest line kept; the rest of it is dropped.
+const LINE_MAX: usize = 2_000;
+/// Standard output kept by [`output`].
+const OUTPUT_MAX: usize = 1 << 20;
+
+/// Runs `command` to its end and gives back what it wrote to standard output, trimmed.
+pub(crate) async fn output(
+    command: Command,
+    program: &'static str,
+    action: &str,
+    limit: Duration,
+) -> Result<String, ImageError> {
+    let mut out = String::new();
+    run(command, program, action, limit, |stream, line| {
+        if stream == Stream::Out && out.len() + line.len() < OUTPUT_MAX {
+            out.push_str(line);
+            out.push('\n');
+        }
+    })
+    .await?;
+    Ok(out.trim().to_owned())
+}
+
+/// Which of its outputs a program wrote to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Out,
+    Err,
+}
+
+/// Runs `command` to its end, handing each line of its outputs to `seen`. The program is killed
+/// when the time is over or the caller goes away.
+pub(crate) async fn run(
+    mut command: Command,
+    program: &'static str,
+    action: &str,
+    limit: Duration,
+    mut seen: impl FnMut(Stream, &str),
+) -> Result<(), ImageError> {
+    let start = |cause: io::Error| match cause.kind() {
+        io::ErrorKind::NotFound => ImageError::ProgramMissing { program },
+        _ => ImageError::Io { action: "start", path: program.into(), cause },
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.kill_on_drop(true).spawn().map_err(start)?;
+    let mut out = child.stdout.take().map(BufReader::new);
+    let mut err = child.stderr.take().map(BufReader::new);
+    let mut tail = VecDeque::new();
+    let work = async {
+        while out.is_some() || err.is_some() {
+            let (stream, line) = tokio::select! {
+                line = next_line(&mut out), if out.is_some() => (Stream::Out, line?),
+                line = next_line(&mut err), if err.is_some() => (Stream::Err, line?),
+            };
+            let Some(line) = line else {
+                match stream {
+                    Stream::Out => out = None,
+                    Stream::Err => err = None,
+                }
+                continue;
+            };
+            seen(stream, &line);
+            if !line.trim().is_empty() {
+                if tail.len() == TAIL_LINES {
+                    tail.pop_front();
+                }
+                tail.push_back(line);
+            }
+        }
+        child.wait().await
+    };
+    let status = match tokio::time::timeout(limit, work).await {
+        Ok(status) => {
+            status.map_err(|cause| ImageError::Io { action: "run", path: program.into(), cause })?
+        }
+        Err(_) => return Err(ImageError::TimedOut { action: action.to_owned(), limit }),
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let detail = if tail.is_empty() {
+        format!("`{program}` ended with {status}")
+    } else {
+        tail.make_contiguous().join("\n")
+    };
+    Err(ImageError::Program { action: action.to_owned(), detail })
+}
+
+/// Reads one line, of which at most [`LINE_MAX`] bytes are kept; `None` at the end.
+async fn next_line(reader: &mut Option<impl AsyncBufRead + Unpin>) -> io::Result<Option<String>> {
+    let Some(reader) = reader else { return Ok(None) };
+    let mut line = Vec::new();
+    let mut any = false;
+    loop {
+        let buffer = reader.fill_buf().await?;
+        if buffer.is_empty() {
+            return Ok(any.then(|| String::from_utf8_lossy(&line).into_owned()));
+        }
+        any = true;
+        let end = buffer.iter().position(|&byte| byte == b'\n' || byte == b'\r');
+        let part = &buffer[..end.unwrap_or(buffer.len())];
+        let room = LINE_MAX.saturating_sub(line.len()).min(part.len());
+        line.extend_from_slice(&part[..room]);
+        let used = end.map_or(buffer.len(), |end| end + 1);
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_never_ends_is_killed_when_its_time_is_over() {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let limit = Duration::from_millis(50);
+        let ended = output(command, "sleep", "wait", limit).await;
+        assert!(matches!(ended, Err(ImageError::TimedOut { .. })), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn the_error_of_a_failed_program_carries_its_last_lines() {
+        let mut command = Command::new("ls");
+        command.arg("/does/not/exist");
+        let ended = output(command, "ls", "list it", Duration::from_secs(10)).await;
+        let Err(ImageError::Program { detail, .. }) = ended else { panic!("{ended:?}") };
+        assert!(detail.contains("/does/not/exist"), "{detail}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let ended = output(
+            Command::new("updraft-no-such-program"),
+            "updraft-no-such-program",
+            "x",
+            Duration::from_secs(1),
+        );
+        let error = ended.await.unwrap_err();
+        assert!(error.to_string().contains("apt-get install"), "{error}");
+    }
+}

@@ -1,0 +1,367 @@
+//! The store: opening it, asking it, and the one mount of each image.
+
+#![expect(
+    clippy::unused_async,
+    reason = "callers wait already, so that a store which has to ask elsewhere changes no caller"
+)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{env, fmt, fs};
+
+use jiff::Timestamp;
+use tokio::process::Command;
+use updraft_model::{Digest, ImageRef};
+
+use crate::driver::Driver;
+use crate::layout::{Layout, Record};
+use crate::{ImageConfig, ImageError, base, mount, process};
+
+/// What `buildah` may see of the environment: how to find programs, credentials and proxies.
+const PASSED: [&str; 17] = [
+    "PATH",
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "ftp_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "FTP_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+];
+const POLICIES: [&str; 2] = [".config/containers/policy.json", "/etc/containers/policy.json"];
+/// Used only on machines that have no policy of their own.
+const OPEN_POLICY: &str = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
+/// Time for a `buildah` command that neither builds nor copies much.
+pub(crate) const SHORT: Duration = Duration::from_mins(1);
+/// Bytes that stay free on the store's disk.
+const FREE_BYTES_MIN: u64 = 512 << 20;
+
+/// Takes the lines that tell a person what takes so long.
+pub trait Progress: Send + Sync {
+    /// One line, without its end.
+    fn line(&self, text: &str);
+}
+
+impl<F: Fn(&str) + Send + Sync> Progress for F {
+    fn line(&self, text: &str) {
+        self(text);
+    }
+}
+
+/// Where the store lies and how far it may go.
+#[derive(Debug, Clone)]
+pub struct ImageStoreOptions {
+    /// Folder that keeps the images.
+    pub root: PathBuf,
+    /// Folder for mounts and locks, gone after a reboot.
+    pub run_root: PathBuf,
+    /// Never ask a registry.
+    pub offline: bool,
+    /// Time for fetching one image from a registry or an archive.
+    pub pull_limit: Duration,
+    /// Time for making one base image from Debian packages.
+    pub base_limit: Duration,
+    /// Debian mirror for base images in place of the machine's own package sources.
+    pub mirror: Option<String>,
+    /// Bytes that stay free on the disk below `root`; nothing is fetched or built below that.
+    pub free_bytes_min: u64,
+}
+
+impl ImageStoreOptions {
+    /// The usual limits for a store in these two folders.
+    pub const fn new(root: PathBuf, run_root: PathBuf) -> Self {
+        Self {
+            root,
+            run_root,
+            offline: false,
+            pull_limit: Duration::from_mins(10),
+            base_limit: Duration::from_mins(30),
+            mirror: None,
+            free_bytes_min: FREE_BYTES_MIN,
+        }
+    }
+}
+
+/// One image of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Digest of its configuration: two images with one id are the same in every byte.
+    pub id: Digest,
+    /// Its full names, such as `docker.io/functions/alpine:latest`; none for an image that a
+    /// later one of the same name replaced.
+    pub names: Vec<ImageRef>,
+    /// How a container of it starts.
+    pub config: ImageConfig,
+    /// Bytes of all its layers; layers shared with other images count for each.
+    pub size_bytes: u64,
+    /// When it was made, as far as known.
+    pub created: Option<Timestamp>,
+}
+
+/// The images kept on this machine. Cheap to clone; all clones are one store.
+#[derive(Clone)]
+pub struct ImageStore {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) options: ImageStoreOptions,
+    pub(crate) driver: Driver,
+    pub(crate) layout: Layout,
+    program: OsString,
+    policy: Option<PathBuf>,
+    environment: BTreeMap<&'static str, OsString>,
+    /// Makes concurrent calls for one image wait for the first.
+    pub(crate) making: tokio::sync::Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl fmt::Debug for ImageStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The environment holds proxy addresses, which may hold passwords.
+        f.debug_struct("ImageStore")
+            .field("options", &self.inner.options)
+            .field("driver", &self.inner.driver)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ImageStore {
+    /// Opens the store, or begins one: checks that `buildah` works, picks the storage driver and
+    /// removes what a killed process left half done.
+    pub async fn open(options: ImageStoreOptions) -> Result<Self, ImageError> {
+        let images = mount::folder(&options.run_root);
+        let temporary = options.root.join("updraft-tmp");
+        for folder in [&options.root, &options.run_root, &images, &temporary] {
+            fs::create_dir_all(folder).map_err(ImageError::io("create", folder))?;
+        }
+        let driver = Driver::choose(&options.root)?;
+        let policy = own_policy(&options.root)?;
+        let environment = PASSED
+            .into_iter()
+            .filter_map(|name| env::var_os(name).map(|value| (name, value)))
+            .chain([("TMPDIR", temporary.into_os_string()), ("LANG", "C.UTF-8".into())])
+            .collect();
+        let store = Self {
+            inner: Arc::new(Inner {
+                layout: Layout::new(options.root.clone(), driver),
+                options,
+                driver,
+                program: "buildah".into(),
+                policy,
+                environment,
+                making: tokio::sync::Mutex::default(),
+            }),
+        };
+        let mut check = store.bare_command();
+        check.arg("--version");
+        let version = process::output(check, "buildah", "start `buildah`", SHORT).await?;
+        tracing::debug!(%version, driver = driver.name(), "image store opened");
+        Ok(store)
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// The folder that keeps the images.
+    pub fn root(&self) -> &Path {
+        &self.inner.options.root
+    }
+
+    /// The folder for what does not outlive a reboot.
+    pub fn run_root(&self) -> &Path {
+        &self.inner.options.run_root
+    }
+
+    /// How layers are stacked here.
+    pub fn driver(&self) -> Driver {
+        self.inner.driver
+    }
+
+    /// Bytes that have to stay free on the store's disk.
+    pub fn free_bytes_min(&self) -> u64 {
+        self.inner.options.free_bytes_min
+    }
+
+    /// The signature policy to name to `buildah` commands that read or write images; `None`
+    /// where the machine has its own.
+    pub fn signature_policy(&self) -> Option<&Path> {
+        self.inner.policy.as_deref()
+    }
+
+    /// `buildah` on this store, with an environment of our choosing; a subcommand and its
+    /// arguments have to follow.
+    pub fn command(&self) -> Command {
+        let options = &self.inner.options;
+        let mut command = self.bare_command();
+        command.arg("--root").arg(&options.root);
+        command.arg("--runroot").arg(options.run_root.join("buildah"));
+        command.args(["--storage-driver", self.inner.driver.storage_name()]);
+        if let Some(option) = self.inner.driver.options() {
+            command.arg("--storage-opt").arg(option);
+        }
+        command
+    }
+
+    /// `buildah SUBCOMMAND` with the signature policy, for subcommands that take one.
+    pub(crate) fn policed(&self, subcommand: &str) -> Command {
+        let mut command = self.command();
+        command.arg(subcommand);
+        if let Some(policy) = &self.inner.policy {
+            command.arg("--signature-policy").arg(policy);
+        }
+        command
+    }
+
+    fn bare_command(&self) -> Command {
+        let mut command = Command::new(&self.inner.program);
+        command.env_clear().envs(&self.inner.environment);
+        command
+    }
+
+    /// The image that `image` means now, if it is here. Starts no program.
+    pub async fn resolve(&self, image: &ImageRef) -> Result<Option<Image>, ImageError> {
+        let record = self.inner.layout.find(image)?;
+        record.map(|record| self.describe(&record)).transpose()
+    }
+
+    pub(crate) fn describe(&self, record: &Record) -> Result<Image, ImageError> {
+        let damaged = || ImageError::Damaged {
+            path: self.inner.options.root.clone(),
+            reason: format!("`{}` is no image id", record.id),
+        };
+        Ok(Image {
+            id: record.digest().ok_or_else(damaged)?,
+            names: record.names.iter().filter_map(|name| name.parse().ok()).collect(),
+            config: self.inner.layout.config(record)?,
+            size_bytes: self.inner.layout.layers(record)?.iter().map(|(_, size)| size).sum(),
+            created: record.created,
+        })
+    }
+
+    /// The image, which comes here first if it is not: a base image is made from Debian
+    /// packages, any other is asked of its registry. Concurrent calls for one image do it once.
+    pub async fn ensure(
+        &self,
+        image: &ImageRef,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        if let Some(found) = self.resolve(image).await? {
+            return Ok(found);
+        }
+        let turn = {
+            let mut making = self.inner.making.lock().await;
+            making.retain(|_, turn| Arc::strong_count(turn) > 1);
+            making.entry(image.to_string()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
+        if let Some(found) = self.resolve(image).await? {
+            return Ok(found);
+        }
+        self.check_free()?;
+        match base::find(image) {
+            Some(wanted) => base::make(self, wanted, progress).await?,
+            None => self.pull(image, progress).await?,
+        }
+        let missing = || ImageError::Missing {
+            image: image.clone(),
+            why: ", although fetching it went well".to_owned(),
+        };
+        self.resolve(image).await?.ok_or_else(missing)
+    }
+
+    /// Folder with the image's file tree, to be used read-only and to be left mounted. Asking
+    /// again gives the same folder. [`unmount_unused`](Self::unmount_unused) takes it away.
+    pub async fn mount(&self, image: &Image) -> Result<PathBuf, ImageError> {
+        let target = mount::place(&self.inner.options.run_root, &image.id);
+        if mount::is_mounted(&target) {
+            return Ok(target);
+        }
+        let by_id = format!("x@{}", image.id).parse::<ImageRef>().ok();
+        let record = by_id.map(|id| self.inner.layout.find(&id)).transpose()?.flatten();
+        let Some(record) = record else {
+            let image = image.names.first().cloned();
+            return Err(ImageError::Missing {
+                image: image.unwrap_or_else(|| base::DEBIAN.image()),
+                why: " any more".to_owned(),
+            });
+        };
+        if self.inner.driver == Driver::FuseOverlay {
+            return self.mount_by_buildah(&record, &target).await;
+        }
+        let layers = self.inner.layout.folders(&record)?;
+        let place = target.clone();
+        let mounted = tokio::task::spawn_blocking(move || mount::mount_layers(&layers, &place));
+        mounted.await.unwrap_or_else(|panic| {
+            let cause = std::io::Error::other(panic);
+            Err(ImageError::Io { action: "mount an image at", path: target.clone(), cause })
+        })?;
+        Ok(target)
+    }
+
+    /// Where only a user-space program can stack the layers, `buildah` starts it, for a working
+    /// container that nobody works in.
+    async fn mount_by_buildah(
+        &self,
+        record: &Record,
+        target: &Path,
+    ) -> Result<PathBuf, ImageError> {
+        let name = format!("updraft-mount-{}", record.id);
+        let action = format!("mount image `{}`", record.id);
+        let mut from = self.policed("from");
+        from.args(["--pull-never", "--name", &name, &record.id]);
+        // It fails when an earlier life of this process made the container already.
+        let made = process::output(from, "buildah", &action, SHORT).await;
+        let mut command = self.command();
+        command.args(["mount", &name]);
+        let tree = match process::output(command, "buildah", &action, SHORT).await {
+            Ok(tree) => PathBuf::from(tree),
+            Err(error) => return Err(made.err().unwrap_or(error)),
+        };
+        mount::mount_layers(&[tree], target)?;
+        Ok(target.to_owned())
+    }
+
+    /// Says no when the store's disk is nearly full.
+    pub fn check_free(&self) -> Result<(), ImageError> {
+        let free = self.free_bytes()?;
+        let needed = self.inner.options.free_bytes_min;
+        if free < needed {
+            return Err(ImageError::DiskFull { path: self.root().to_owned(), free, needed });
+        }
+        Ok(())
+    }
+
+    /// Bytes free on the store's disk.
+    pub fn free_bytes(&self) -> Result<u64, ImageError> {
+        let root = self.root();
+        let stat = rustix::fs::statvfs(root)
+            .map_err(|error| ImageError::io("ask for the free space of", root)(error.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// `buildah` refuses to copy images without a policy; machines without `skopeo` or `podman`
+/// may have none, and then get one in the store's own folder.
+fn own_policy(root: &Path) -> Result<Option<PathBuf>, ImageError> {
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    // An absolute path replaces what it is joined to.
+    if POLICIES.iter().any(|policy| home.join(policy).is_file()) {
+        return Ok(None);
+    }
+    let path = root.join("updraft-policy.json");
+    fs::write(&path, OPEN_POLICY).map_err(ImageError::io("write", &path))?;
+    Ok(Some(path))
+}
