@@ -4,6 +4,7 @@
 //! beneath the folder they belong to, links cannot leave it. Nothing here builds or runs anything.
 
 pub mod context;
+pub mod git;
 mod diagnostic;
 mod path;
 pub mod stack;

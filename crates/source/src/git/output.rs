@@ -1,0 +1,100 @@
+//! What `git receive-pack` says while it works: progress to pass on, a report to keep.
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio::process::ChildStdout;
+
+use super::pktline::{self, Packet};
+
+/// Most bytes of a report.
+const REPORT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Bytes read from git at once.
+const PIECE: usize = 16 * 1024;
+
+/// The output of a running `git receive-pack`.
+#[derive(Debug)]
+pub(super) struct Output {
+    stdout: ChildStdout,
+    side_band: bool,
+    buffer: BytesMut,
+    report: BytesMut,
+    ended: bool,
+}
+
+impl Output {
+    /// The output as it is for a client with or without side bands.
+    pub(super) fn new(stdout: ChildStdout, side_band: bool) -> Self {
+        Self { stdout, side_band, buffer: BytesMut::new(), report: BytesMut::new(), ended: false }
+    }
+
+    /// The next piece of progress, empty for a mere sign of life; `None` when git has said all.
+    /// May be cancelled without loss.
+    pub(super) async fn next_progress(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(progress) = self.parse() {
+                return Some(progress);
+            }
+            if self.ended {
+                return None;
+            }
+            self.buffer.reserve(PIECE);
+            match self.stdout.read_buf(&mut self.buffer).await {
+                Ok(0) => self.ended = true,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "lost git's output");
+                    self.ended = true;
+                }
+            }
+        }
+    }
+
+    /// The report, once `next_progress` has come to its end.
+    pub(super) fn report(&self) -> &[u8] {
+        &self.report
+    }
+
+    fn parse(&mut self) -> Option<Bytes> {
+        if !self.side_band {
+            self.keep_report(self.buffer.len());
+            return None;
+        }
+        loop {
+            let (packet, length) = match pktline::first(&self.buffer) {
+                Ok(found) => found?,
+                Err(error) => {
+                    tracing::error!(%error, "git answered in an unknown format");
+                    self.ended = true;
+                    self.buffer.clear();
+                    return None;
+                }
+            };
+            match packet {
+                Packet::Data([1]) => {
+                    self.buffer.advance(length);
+                    return Some(Bytes::new());
+                }
+                Packet::Data([1, ..]) => {
+                    self.buffer.advance(5);
+                    self.keep_report(length - 5);
+                }
+                // Band 3 is a last cry; the missing report makes it a failure.
+                Packet::Data([2 | 3, text @ ..]) => {
+                    let text = Bytes::copy_from_slice(text);
+                    self.buffer.advance(length);
+                    return Some(text);
+                }
+                Packet::Data(_) | Packet::Flush | Packet::Separator => self.buffer.advance(length),
+            }
+        }
+    }
+
+    /// Moves the first `length` bytes of the buffer to the report.
+    fn keep_report(&mut self, length: usize) {
+        let part = self.buffer.split_to(length);
+        if self.report.len() + part.len() <= REPORT_BYTES {
+            self.report.extend_from_slice(&part);
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! A push, from its first byte to the report at its end.
+//!
+//! The walk: read the head (which refs), check the quota, pass everything to `git receive-pack`,
+//! tell the sink what moved, pass the sink's lines to the pusher's terminal, report.
+//!
+//! A ref whose deployment fails is reported as refused (`ng`) although its commit is kept: it is
+//! the only way in git's protocol to make `git push` say so and exit with an error. The pusher's
+//! next push builds on the kept commit as if it had been accepted, so nothing is lost by it.
+//!
+//! Until git has the last byte, a client who leaves takes the push along. From then on the push
+//! goes on without it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use http::{Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use tokio::io::AsyncWriteExt;
+use tokio::process::ChildStdin;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::wrappers::ReceiverStream;
+use updraft_model::{OwnerName, RepositoryName};
+
+use super::body::{BodyError, RequestBody};
+use super::commands::{CommandsError, HeadReader, PushHead};
+use super::pktline::{self, Band};
+use super::program::{RunningGit, read_complaint};
+use super::push::{Push, PushProgress, PushSink, PushVerdict, RefUpdate};
+use super::report::{Report, terminal_bytes, terminal_line};
+use super::repository::{is_repository, size};
+use super::serve::{Service, full, kernel_limits, respond, service_command, text};
+use super::{GitBody, GitError, Inner, output::Output, query};
+
+const CONTENT_TYPE: &str = "application/x-git-receive-pack-result";
+
+/// How often a quiet answer shows that it is alive; proxies give up after 30 to 60 seconds.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// How long the rest of a refused push is read and thrown away. A client shows our reason only
+/// after it has sent all; one that takes longer sees a broken connection.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Most of git's own messages kept until the answer begins.
+const EARLY_BYTES: usize = 64 * 1024;
+
+/// Longest line passed to the terminal.
+const MAX_LINE_CHARACTERS: usize = 4096;
+
+/// Everything a push needs to know about its place.
+pub(super) struct Receiving {
+    pub(super) inner: Arc<Inner>,
+    pub(super) owner: OwnerName,
+    pub(super) repository: RepositoryName,
+    pub(super) bare: PathBuf,
+    pub(super) protocol: Option<String>,
+    pub(super) sink: Arc<dyn PushSink>,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// How the sending half of a push ended.
+enum Sent {
+    /// Git has everything, and it is this push's turn to end.
+    All(OwnedMutexGuard<()>),
+    /// Git stopped reading; it has said why, or crashed.
+    GitStopped,
+    /// The push is larger than allowed.
+    TooLarge,
+}
+
+/// Takes in one push and answers it through `response`.
+pub(super) async fn receive(
+    push: Receiving,
+    mut body: RequestBody,
+    mut response: oneshot::Sender<Response<GitBody>>,
+) {
+    // While the client is needed, its leaving ends the push: git is killed by the drop.
+    let taken = tokio::select! {
+        taken = take_in(&push, &mut body) => taken,
+        () = response.closed() => {
+            tracing::debug!(owner = %push.owner, repository = %push.repository, "client left during a push");
+            return;
+        }
+    };
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(refusal) => {
+            if refusal.drain {
+                drain(&mut body).await;
+            }
+            let _gone = response.send(refusal.response);
+            return;
+        }
+    };
+    let (tx, rx) = mpsc::channel(16);
+    let frames = ReceiverStream::new(rx).map(|bytes| Ok(Frame::data(bytes)));
+    let answer = respond(StatusCode::OK, CONTENT_TYPE, StreamBody::new(frames).boxed_unsync());
+    let _gone = response.send(answer);
+    let answer = Answer {
+        tx: Some(tx),
+        side_band: taken.head.capabilities.side_band,
+        idle_limit: push.inner.options.idle_limit,
+    };
+    finish(push, taken, answer).await;
+}
+
+/// A push that git has whole.
+struct Taken {
+    head: PushHead,
+    git: RunningGit,
+    output: Output,
+    complaint: tokio::task::JoinHandle<String>,
+    early: BytesMut,
+    turn: Option<OwnedMutexGuard<()>>,
+}
+
+/// A push that ends before git has taken it in.
+struct Refusal {
+    response: Response<GitBody>,
+    /// Whether the client is still sending and reads nothing until it is done.
+    drain: bool,
+}
+
+impl Refusal {
+    /// A refusal in HTTP, for what is no push.
+    fn status(status: StatusCode, message: &str) -> Self {
+        Self { response: text(status, message), drain: false }
+    }
+
+    /// A refusal in git's protocol, which clients show far better than a status.
+    fn report(head: &PushHead, reason: &str) -> Self {
+        let references = head.commands.iter().map(|command| command.reference.as_str());
+        let report = Report::failure(reason, references).to_bytes();
+        let bytes = match head.capabilities.side_band {
+            true => {
+                let mut out = BytesMut::new();
+                pktline::put_band(&mut out, Band::Progress, format!("{reason}\n").as_bytes());
+                pktline::put_band(&mut out, Band::Data, &report);
+                out.extend_from_slice(pktline::FLUSH);
+                out
+            }
+            false => report,
+        };
+        Self { response: respond(StatusCode::OK, CONTENT_TYPE, full(bytes.freeze())), drain: true }
+    }
+
+    /// A failure on our side; the cause goes to the log.
+    fn fault(head: &PushHead, error: &GitError) -> Self {
+        tracing::error!(error = error as &dyn std::error::Error, "push failed");
+        let reason = match error {
+            GitError::Storage { cause, .. } if cause.kind() == std::io::ErrorKind::StorageFull => {
+                "the server's disk is full, nothing was changed, tell its administrator"
+            }
+            _ => "the push failed on the server's side, nothing was changed, push again",
+        };
+        Self::report(head, reason)
+    }
+}
+
+impl From<BodyError> for Refusal {
+    fn from(error: BodyError) -> Self {
+        let status = match error {
+            BodyError::Silent(_) => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::status(status, &error.to_string())
+    }
+}
+
+impl From<CommandsError> for Refusal {
+    fn from(error: CommandsError) -> Self {
+        Self::status(StatusCode::BAD_REQUEST, &error.to_string())
+    }
+}
+
+/// Reads the whole push into git.
+async fn take_in(push: &Receiving, body: &mut RequestBody) -> Result<Taken, Refusal> {
+    let (head, received) = read_head(body).await?;
+    if head.commands.is_empty() {
+        // A client with much to send asks first whether it may, by a push of nothing.
+        return Err(Refusal {
+            response: respond(StatusCode::OK, CONTENT_TYPE, full(Bytes::new())),
+            drain: false,
+        });
+    }
+    if !head.capabilities.report_status {
+        let message = "this git client cannot read reports on its pushes, use a newer one";
+        return Err(Refusal::status(StatusCode::BAD_REQUEST, message));
+    }
+    let room = room(push, &head).await?;
+    if !is_repository(&push.bare) {
+        if !head.expects_pack() {
+            return Err(Refusal::report(&head, "there is no such repository yet"));
+        }
+        let made = push.inner.repositories.ensure(&push.bare, &push.inner.program).await;
+        made.map_err(|error| Refusal::fault(&head, &error))?;
+    }
+
+    let inner = &push.inner;
+    let mut command = service_command(inner, Service::ReceivePack, push.protocol.as_deref());
+    command.arg("--stateless-rpc").arg(&push.bare).stdin(std::process::Stdio::piped());
+    let mut git =
+        inner.program.start(&mut command).map_err(|error| Refusal::fault(&head, &error))?;
+    git.limit(kernel_limits(inner));
+    let complaint = tokio::spawn(read_complaint(git.take_stderr()));
+    let (Some(stdin), Some(stdout)) = (git.take_stdin(), git.take_stdout()) else {
+        let error = GitError::Talk(std::io::ErrorKind::BrokenPipe.into());
+        return Err(Refusal::fault(&head, &error));
+    };
+    let mut output = Output::new(stdout, head.capabilities.side_band);
+
+    // Git may speak while it is still being fed; not to listen could block both.
+    let mut early = BytesMut::new();
+    let sent = {
+        let mut sending = std::pin::pin!(send(push, body, received, stdin, room));
+        loop {
+            tokio::select! {
+                sent = &mut sending => break sent?,
+                Some(progress) = output.next_progress() => {
+                    if early.len() + progress.len() <= EARLY_BYTES {
+                        early.extend_from_slice(&progress);
+                    }
+                }
+            }
+        }
+    };
+    let turn = match sent {
+        Sent::All(turn) => Some(turn),
+        Sent::GitStopped => {
+            drain(body).await;
+            None
+        }
+        Sent::TooLarge => {
+            drop(git);
+            let limit = inner.options.max_push_bytes;
+            let reason = if room < limit {
+                format!(
+                    "the repository would grow beyond {}, nothing was changed, remove large files \
+                     from its history or ask for more room",
+                    readable_size(inner.options.max_repository_bytes)
+                )
+            } else {
+                format!(
+                    "the push is larger than {}, nothing was changed, keep large files out of git",
+                    readable_size(limit)
+                )
+            };
+            return Err(Refusal::report(&head, &reason));
+        }
+    };
+    Ok(Taken { head, git, output, complaint, early, turn })
+}
+
+/// Reads the head of the push; returns it with all bytes received so far, head included.
+async fn read_head(body: &mut RequestBody) -> Result<(PushHead, Bytes), Refusal> {
+    let mut reader = HeadReader::default();
+    let mut received = BytesMut::new();
+    loop {
+        if let Some((head, _)) = reader.advance(&received)? {
+            return Ok((head, received.freeze()));
+        }
+        match body.next().await? {
+            Some(piece) => received.extend_from_slice(&piece),
+            None => {
+                let message = "the request broke off, push again";
+                return Err(Refusal::status(StatusCode::BAD_REQUEST, message));
+            }
+        }
+    }
+}
+
+/// How many bytes this push may have.
+async fn room(push: &Receiving, head: &PushHead) -> Result<u64, Refusal> {
+    let bare = push.bare.clone();
+    let used = tokio::task::spawn_blocking(move || size(&bare))
+        .await
+        .map_err(std::io::Error::other)
+        .flatten()
+        .map_err(|cause| GitError::Storage { what: "measure", path: push.bare.clone(), cause })
+        .map_err(|error| Refusal::fault(head, &error))?;
+    let options = &push.inner.options;
+    Ok(options.max_push_bytes.min(options.max_repository_bytes.saturating_sub(used)))
+}
+
+/// Passes the push to git, the last piece only when it is this push's turn: git moves refs only
+/// when it has all, so refs move, and the sink hears of it, one push after the other.
+async fn send(
+    push: &Receiving,
+    body: &mut RequestBody,
+    received: Bytes,
+    mut stdin: ChildStdin,
+    room: u64,
+) -> Result<Sent, BodyError> {
+    let mut total = received.len() as u64;
+    let mut held = received;
+    while let Some(piece) = body.next().await? {
+        total += piece.len() as u64;
+        if total > room {
+            return Ok(Sent::TooLarge);
+        }
+        if stdin.write_all(&held).await.is_err() {
+            return Ok(Sent::GitStopped);
+        }
+        held = piece;
+    }
+    let turn = push.inner.turns.take(&push.bare).await;
+    match stdin.write_all(&held).await {
+        Ok(()) => Ok(Sent::All(turn)),
+        Err(_) => Ok(Sent::GitStopped),
+    }
+}
+
+/// Reads and throws away what the client still sends, within bounds.
+async fn drain(body: &mut RequestBody) {
+    let rest = async { while let Ok(Some(_)) = body.next().await {} };
+    if tokio::time::timeout(DRAIN_LIMIT, rest).await.is_err() {
+        tracing::debug!("a refused push went on sending");
+    }
+}
+
+/// From here on nothing stops the push: git ends, the sink hears of it, the report goes out.
+async fn finish(push: Receiving, taken: Taken, mut answer: Answer) {
+    let Taken { head, git, mut output, complaint, early, turn } = taken;
+    if !early.is_empty() {
+        answer.progress(&early).await;
+    }
+    let mut report = end_git(&push, &head, git, &mut output, complaint, &mut answer).await;
+    // The deployment may take long and needs no git.
+    drop(push.permit);
+
+    let updates = moved(&head, &report);
+    if updates.is_empty() {
+        drop(turn);
+        if head.shallow && report.refs.iter().any(|entry| entry.outcome.is_err()) {
+            answer
+                .line("this clone lacks history: run `git fetch --unshallow` and push again")
+                .await;
+        }
+    } else {
+        if let Err(error) = query::adopt_head(&push.inner.program, &push.bare, &updates).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "could not set HEAD");
+        }
+        let message =
+            Push { owner: push.owner, repository: push.repository, updates, options: head.options };
+        let progress = push.sink.pushed(message).await;
+        drop(turn);
+        let verdict = follow(progress, &mut answer, push.inner.options.progress_limit).await;
+        apply(&mut report, verdict);
+    }
+    answer.report(&report).await;
+}
+
+/// Passes git's own progress on until git ends, and reads its report.
+async fn end_git(
+    push: &Receiving,
+    head: &PushHead,
+    mut git: RunningGit,
+    output: &mut Output,
+    complaint: tokio::task::JoinHandle<String>,
+    answer: &mut Answer,
+) -> Report {
+    let limit = push.inner.options.git_limit;
+    let ending = async {
+        while let Some(progress) = output.next_progress().await {
+            if progress.is_empty() {
+                answer.keep_alive().await
+            } else {
+                answer.progress(&progress).await
+            }
+        }
+        git.wait().await
+    };
+    let reason = match tokio::time::timeout(limit, ending).await {
+        Ok(Ok(status)) => match Report::parse(output.report()) {
+            Some(report) => return report,
+            None => format!("git ended without a report ({status})"),
+        },
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => GitError::TimedOut { limit }.to_string(),
+    };
+    // Killed, so that the complaint ends too.
+    drop(git);
+    let complaint = complaint.await.unwrap_or_default();
+    tracing::error!(owner = %push.owner, repository = %push.repository, reason, complaint, "git failed to take a push in");
+    let references = head.commands.iter().map(|command| command.reference.as_str());
+    Report::failure("the push failed on the server's side, push again", references)
+}
+
+/// The refs that git says have moved.
+fn moved(head: &PushHead, report: &Report) -> Vec<RefUpdate> {
+    let accepted = |reference: &str| {
+        report.refs.iter().any(|entry| entry.reference == reference && entry.outcome.is_ok())
+    };
+    head.commands
+        .iter()
+        .filter(|command| accepted(&command.reference))
+        .map(|command| RefUpdate {
+            reference: command.reference.clone(),
+            old: command.old.clone(),
+            new: command.new.clone(),
+        })
+        .collect()
+}
+
+/// Passes the sink's lines to the terminal until the verdict.
+async fn follow(
+    mut progress: PushProgress,
+    answer: &mut Answer,
+    limit: Duration,
+) -> Option<PushVerdict> {
+    let deadline = Instant::now() + limit;
+    let mut keep_alive = tokio::time::interval(KEEP_ALIVE);
+    keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    keep_alive.reset();
+    let still_going = "still going on: it is not waited for any longer";
+    loop {
+        tokio::select! {
+            line = progress.next_line() => match line {
+                Some(line) => {
+                    answer.line(&line).await;
+                    keep_alive.reset();
+                }
+                None => break,
+            },
+            _ = keep_alive.tick() => answer.keep_alive().await,
+            () = tokio::time::sleep_until(deadline) => {
+                answer.line(still_going).await;
+                return Some(PushVerdict::accepted());
+            }
+        }
+        if answer.client_left() {
+            // Nobody reads the verdict. The work behind the progress goes on.
+            return None;
+        }
+    }
+    let mut verdict = std::pin::pin!(progress.verdict());
+    loop {
+        tokio::select! {
+            verdict = &mut verdict => return verdict,
+            _ = keep_alive.tick() => answer.keep_alive().await,
+            () = tokio::time::sleep_until(deadline) => {
+                answer.line(still_going).await;
+                return Some(PushVerdict::accepted());
+            }
+        }
+    }
+}
+
+/// Turns the refs whose deployment failed from `ok` to `ng`.
+fn apply(report: &mut Report, verdict: Option<PushVerdict>) {
+    let lost = "the server lost sight of the deployment, look at it with `updraft list`";
+    for entry in &mut report.refs {
+        let failure = match &verdict {
+            None => Some(lost),
+            Some(verdict) => verdict
+                .failed
+                .iter()
+                .find(|failure| failure.reference == entry.reference)
+                .map(|failure| failure.reason.as_str()),
+        };
+        if let (Some(reason), true) = (failure, entry.outcome.is_ok()) {
+            entry.outcome = Err(reason.to_owned());
+        }
+    }
+}
+
+/// The answer to a push while it is being written. Once the client has left, everything written
+/// to it vanishes.
+struct Answer {
+    tx: Option<mpsc::Sender<Bytes>>,
+    side_band: bool,
+    idle_limit: Duration,
+}
+
+impl Answer {
+    fn client_left(&self) -> bool {
+        self.tx.as_ref().is_none_or(mpsc::Sender::is_closed)
+    }
+
+    /// A line for the terminal.
+    async fn line(&mut self, line: &str) {
+        for line in line.lines() {
+            let mut line: String = terminal_line(line).chars().take(MAX_LINE_CHARACTERS).collect();
+            line.push('\n');
+            self.band(Band::Progress, line.as_bytes()).await;
+        }
+    }
+
+    /// Git's own progress.
+    async fn progress(&mut self, bytes: &[u8]) {
+        self.band(Band::Progress, &terminal_bytes(bytes)).await;
+    }
+
+    async fn keep_alive(&mut self) {
+        self.band(Band::Data, b"").await;
+    }
+
+    async fn report(&mut self, report: &Report) {
+        let bytes = report.to_bytes();
+        if self.side_band {
+            self.band(Band::Data, &bytes).await;
+            self.send(Bytes::from_static(pktline::FLUSH)).await;
+        } else {
+            self.send(bytes.freeze()).await;
+        }
+    }
+
+    /// Side-band packets; a client without side bands has no ear for anything but the report.
+    async fn band(&mut self, band: Band, data: &[u8]) {
+        if self.side_band {
+            self.send(pktline::band(band, data)).await;
+        }
+    }
+
+    async fn send(&mut self, bytes: Bytes) {
+        let Some(tx) = &self.tx else { return };
+        // A client that stays but reads nothing is as good as gone.
+        let sent = tokio::time::timeout(self.idle_limit, tx.send(bytes)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            self.tx = None;
+        }
+    }
+}
+
+/// A number of bytes for people.
+fn readable_size(bytes: u64) -> String {
+    const MIB: u64 = 1024 * 1024;
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..MIB => format!("{} KiB", bytes / 1024),
+        _ => format!("{} MiB", bytes / MIB),
+    }
+}
