@@ -32,8 +32,8 @@ use crate::{fork, proxy};
 
 /// Most bytes of a request's or answer's head.
 pub(crate) const HEADER_LIMIT: usize = 1024 * 1024;
-/// Most headers of a request; the original has no such limit, but each costs memory twice.
-const MAX_HEADERS: usize = 1024;
+/// Most headers of a request or an answer; the original has no such limit, but each costs memory.
+pub(crate) const MAX_HEADERS: usize = 1024;
 /// What a call may take beyond `write_timeout` before its connection is cut, so that an answer
 /// saying 504 still gets out.
 const GRACE: Duration = Duration::from_secs(1);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::body::Upload;
 use crate::config::UpstreamAddress;
-use crate::server::HEADER_LIMIT;
+use crate::server::{HEADER_LIMIT, MAX_HEADERS};
 
 /// How long an unused connection is kept: shorter than any server's own limit in the wild, so that
 /// a request seldom meets a connection that is just being closed.
@@ -130,6 +130,7 @@ impl Upstream {
         let (sender, connection) = http1::Builder::new()
             .title_case_headers(true)
             .max_buf_size(HEADER_LIMIT)
+            .max_headers(MAX_HEADERS)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(SendError::Exchange)?;

@@ -265,6 +265,16 @@ fn heads_up_to_one_mebibyte_pass_and_larger_ones_are_431() {
 }
 
 #[test]
+fn an_answer_may_have_many_headers() {
+    let port = function(|stream, _| {
+        let many = "X-Many: 1\r\n".repeat(500);
+        write(stream, &format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n"))
+    });
+    let reply = Watchdog::before(port, &[]).get("/");
+    assert_eq!((reply.status, reply.head.matches("X-Many").count()), (200, 500));
+}
+
+#[test]
 fn an_expectation_is_answered_here_and_not_passed_on() {
     let watchdog = Watchdog::before(echo_head(), &[]);
     let mut stream = watchdog.connect();

@@ -228,6 +228,27 @@ fn orphans_of_the_function_are_reaped() {
 }
 
 #[test]
+fn as_pid_1_it_reaps_orphans_serves_and_ends_on_sigterm() {
+    // The function looks at its own process table, where the watchdog is number 1.
+    let script = "(sleep 0 &)
+        tr '\\0' ' ' < /proc/1/cmdline
+        tries=0
+        while cat /proc/[0-9]*/stat | grep -q ' Z 1 ' && [ $tries -lt 500 ]; do
+            tries=$((tries + 1)); sleep 0.01
+        done
+        [ $tries -lt 500 ] && echo and all reaped";
+    let mut watchdog =
+        Watchdog::as_pid_1(script, &[("mode", "streaming"), ("updraft_drain", "quiet")]);
+    watchdog.wait_healthy();
+    let reply = watchdog.get("/");
+    assert!(reply.body.contains("fwatchdog "), "{reply:?}");
+    assert!(reply.body.ends_with("and all reaped\n"), "{reply:?}");
+    watchdog.terminate();
+    assert_eq!(watchdog.wait_exit(), Some(0));
+    assert!(!watchdog.lock_file().exists());
+}
+
+#[test]
 fn the_functions_lines_keep_their_stream_and_long_ones_are_split() {
     let script = "echo short; printf '%0200d\\n' 7; echo err >&2; echo after; sleep 1000";
     let http =

@@ -31,13 +31,18 @@ struct Lines {
 /// A running watchdog on a free port, with a temporary folder of its own.
 pub(crate) struct Watchdog {
     process: Child,
+    /// The watchdog itself where `process` only wraps it.
+    inner: Option<Pid>,
     pub(crate) port: u16,
     lines: Arc<Lines>,
     pub(crate) folder: tempfile::TempDir,
 }
 
 fn command(folder: &Path, variables: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(BINARY);
+    settings(Command::new(BINARY), folder, variables)
+}
+
+fn settings(mut command: Command, folder: &Path, variables: &[(&str, &str)]) -> Command {
     command
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -85,7 +90,28 @@ impl Watchdog {
     }
 
     pub(crate) fn start_in(folder: tempfile::TempDir, variables: &[(&str, &str)]) -> Self {
-        let mut process = command(folder.path(), variables).spawn().unwrap();
+        let process = command(folder.path(), variables).spawn().unwrap();
+        Self::attend(process, folder)
+    }
+
+    /// As the first process of a namespace, as in a container.
+    pub(crate) fn as_pid_1(script: &str, variables: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("function.sh");
+        std::fs::write(&path, script).unwrap();
+        let function = format!("sh {}", path.display());
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", BINARY]);
+        let mut unshare = settings(unshare, folder.path(), variables);
+        let process = unshare.env("fprocess", function).spawn().unwrap();
+        let mut watchdog = Self::attend(process, folder);
+        let outer = watchdog.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"));
+        watchdog.inner = Some(Pid::from_raw(children.unwrap().trim().parse().unwrap()));
+        watchdog
+    }
+
+    fn attend(mut process: Child, folder: tempfile::TempDir) -> Self {
         let lines = Arc::new(Lines::default());
         let streams: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(process.stdout.take().unwrap()), Box::new(process.stderr.take().unwrap())];
@@ -98,7 +124,7 @@ impl Watchdog {
                 }
             });
         }
-        let mut watchdog = Self { process, port: 0, lines, folder };
+        let mut watchdog = Self { process, inner: None, port: 0, lines, folder };
         let line = watchdog.wait_line("Listening on port: ");
         watchdog.port = line.rsplit(' ').next().unwrap().parse().unwrap();
         watchdog
@@ -131,7 +157,7 @@ impl Watchdog {
     }
 
     pub(crate) fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.process.id()).unwrap())
+        self.inner.unwrap_or_else(|| Pid::from_raw(i32::try_from(self.process.id()).unwrap()))
     }
 
     pub(crate) fn terminate(&self) {
