@@ -1,0 +1,108 @@
+//! The one table of routes: method, path, who may call, and what answers.
+//!
+//! An entry cannot be written without its access, and the router is built from the table alone.
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::middleware;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use http::{Method, StatusCode};
+
+use crate::Shared;
+use crate::access::{Access, guard};
+use crate::answer::Failure;
+use crate::handlers::{builds, functions, pushes, secrets, server, tokens};
+
+/// One route as it is declared, for tests and documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The method.
+    pub method: Method,
+    /// The path; a part in braces stands for any one path segment.
+    pub path: &'static str,
+    /// Who may call it.
+    pub access: Access,
+}
+
+/// Every route that the API serves, git's apart.
+pub fn routes() -> Vec<Route> {
+    table().into_iter().map(|(route, _)| route).collect()
+}
+
+type Entry = (Route, MethodRouter<Shared>);
+
+fn entry<H, T>(method: Method, path: &'static str, access: Access, handler: H) -> Entry
+where
+    H: Handler<T, Shared>,
+    T: 'static,
+{
+    let filter = match method {
+        Method::POST => MethodFilter::POST,
+        Method::PUT => MethodFilter::PUT,
+        Method::DELETE => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    };
+    (Route { method, path, access }, on(filter, handler))
+}
+
+fn table() -> Vec<Entry> {
+    use Access::{Admin, Anyone, Known, OwnerInPath};
+    const GET: Method = Method::GET;
+    const PUT: Method = Method::PUT;
+    const POST: Method = Method::POST;
+    const DELETE: Method = Method::DELETE;
+    vec![
+        entry(GET, "/", Anyone, server::front),
+        entry(GET, "/api/v1/server", Known, server::describe),
+        entry(GET, "/api/v1/functions", Known, functions::list),
+        entry(GET, "/api/v1/owners/{owner}/functions", OwnerInPath, functions::list_of_owner),
+        entry(GET, "/api/v1/owners/{owner}/functions/{function}", OwnerInPath, functions::describe),
+        entry(
+            GET,
+            "/api/v1/owners/{owner}/functions/{function}/releases",
+            OwnerInPath,
+            functions::releases,
+        ),
+        entry(
+            GET,
+            "/api/v1/owners/{owner}/functions/{function}/logs",
+            OwnerInPath,
+            functions::logs,
+        ),
+        entry(GET, "/api/v1/owners/{owner}/secrets", OwnerInPath, secrets::list),
+        entry(PUT, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::set),
+        entry(DELETE, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::unset),
+        entry(GET, "/api/v1/pushes", Known, pushes::list),
+        entry(GET, "/api/v1/pushes/{push}", Known, pushes::describe),
+        entry(GET, "/api/v1/builds", Known, builds::list),
+        entry(GET, "/api/v1/builds/{build}", Known, builds::describe),
+        entry(GET, "/api/v1/builds/{build}/log", Known, builds::log),
+        entry(GET, "/api/v1/owners", Admin, tokens::owners),
+        entry(POST, "/api/v1/owners", Admin, tokens::create_owner),
+        entry(GET, "/api/v1/tokens", Admin, tokens::list),
+        entry(POST, "/api/v1/tokens", Admin, tokens::create),
+        entry(DELETE, "/api/v1/tokens/{token}", Admin, tokens::revoke),
+    ]
+}
+
+/// Builds the router from the table and nothing else.
+pub(crate) fn assemble(parts: &Shared) -> Router {
+    let mut router = Router::new();
+    for (route, handler) in table() {
+        let guarded = match route.access {
+            // Git's guard is its handler: git wants answers of its own.
+            Access::Anyone | Access::Git => handler,
+            access => {
+                let state = (access, Shared::clone(parts));
+                handler.route_layer(middleware::from_fn_with_state(state, guard))
+            }
+        };
+        router = router.route(route.path, guarded);
+    }
+    router
+        .fallback(async || Failure::absent("there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path has no such method")
+        })
+        .with_state(Shared::clone(parts))
+}
