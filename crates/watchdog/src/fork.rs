@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::request::Parts;
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use nix::sys::signal::Signal;
@@ -59,6 +59,11 @@ pub(crate) async fn streaming(
     let Some(first) = first else {
         return response.map(|body| body.with(call));
     };
+    if parts.method == Method::HEAD {
+        // Nobody takes the output, but the process is to end by itself all the same.
+        while let Ok(Some(_unwanted)) = output.next().await {}
+        return response.map(|body| body.with(call));
+    }
     let log = app.log.clone();
     let name = command.text.clone();
     let rest = stream::try_unfold(output, move |mut output| {

@@ -58,6 +58,14 @@ fn the_request_is_in_the_environment_beside_the_containers_own() {
 }
 
 #[test]
+fn a_head_request_lets_the_process_end_by_itself() {
+    let watchdog = Watchdog::script("echo begun; sleep 0.1; touch $TMPDIR/finished", &[]);
+    let reply = watchdog.send("HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_eq!((reply.status, reply.body.as_str()), (200, ""));
+    assert!(watchdog.folder.path().join("finished").exists());
+}
+
+#[test]
 fn streaming_failures_before_output_have_a_status() {
     let reply = Watchdog::script("echo why >&2; exit 3", &[]).get("/");
     assert_eq!((reply.status, reply.body.as_str()), (500, "exit status 3"));

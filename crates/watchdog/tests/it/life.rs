@@ -275,6 +275,23 @@ fn a_function_cannot_block_itself_by_a_line_without_end() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_up_no_call() {
+    let port = function(|stream, _| answer(stream, "ok"));
+    let url = format!("http://127.0.0.1:{port}");
+    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = reserved.local_addr().unwrap().port();
+    drop(reserved);
+    let variables = [("mode", "http"), ("fprocess", "sleep 1000"), ("upstream_url", url.as_str())];
+    let watchdog = Watchdog::unread(own, &variables);
+    watchdog.wait_healthy();
+    // Several times what a pipe and the watchdog's own memory for lines hold.
+    let path = format!("/{}", "x".repeat(60_000));
+    for _ in 0..60 {
+        assert_eq!(watchdog.get(&path).status, 200);
+    }
+}
+
+#[test]
 fn the_functions_standard_input_stays_open() {
     let port = function(|stream, _| answer(stream, "ok"));
     let url = format!("http://127.0.0.1:{port}");

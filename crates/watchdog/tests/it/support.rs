@@ -94,6 +94,18 @@ impl Watchdog {
         Self::attend(process, folder)
     }
 
+    /// With a log that nobody reads, on a given port.
+    pub(crate) fn unread(port: u16, variables: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port_text = port.to_string();
+        let mut unread = command(folder.path(), variables);
+        let process = unread.env("port", port_text).spawn().unwrap();
+        let lines = Arc::default();
+        let watchdog = Self { process, inner: None, port, lines, folder };
+        wait_until("it listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        watchdog
+    }
+
     /// As the first process of a namespace, as in a container.
     pub(crate) fn as_pid_1(script: &str, variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
