@@ -1,0 +1,303 @@
+//! The OCI bundle of one replica: what the container may do, see and use.
+//!
+//! Everything here is for everybody: there is no switch for a function to be less contained.
+//! A user namespace per tenant would be one more entry in `namespaces` and the mappings beside
+//! it.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use updraft_model::FunctionSpec;
+
+use crate::image::ImageProcess;
+use crate::user::User;
+
+/// System calls a replica may make.
+const SECCOMP: &str = include_str!("seccomp.json");
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where functions look for their secrets.
+pub(crate) const SECRETS: &str = "/var/openfaas/secrets";
+
+/// Most open files of a replica.
+const OPEN_FILES: u64 = 65_536;
+
+/// The length of a scheduling period, in microseconds.
+const CPU_PERIOD: u64 = 100_000;
+
+/// What a container is made of.
+#[derive(Debug)]
+pub(crate) struct Bundle<'a> {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) working_dir: &'a str,
+    pub(crate) user: &'a User,
+    pub(crate) hostname: &'a str,
+    pub(crate) root: PathBuf,
+    pub(crate) read_only_root: bool,
+    /// The network namespace to enter.
+    pub(crate) network: String,
+    pub(crate) cgroup: String,
+    pub(crate) limits: Limits,
+    /// Files and folders of the host to show read-only: source and place in the container.
+    pub(crate) binds: Vec<(PathBuf, &'static str)>,
+}
+
+/// How much of each resource a replica may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) memory_bytes: u64,
+    /// Whether the machine can count swap, which is then not given at all.
+    pub(crate) swap_limit: bool,
+    pub(crate) cpu_millis: Option<u64>,
+    pub(crate) processes: u32,
+    pub(crate) tmp_bytes: u64,
+}
+
+/// The words of the command line: entry point, then command.
+///
+/// # Errors
+/// A sentence for people when the image declares neither.
+pub(crate) fn args(process: &ImageProcess) -> Result<Vec<String>, String> {
+    let args: Vec<_> = process.entrypoint.iter().chain(&process.cmd).cloned().collect();
+    if args.is_empty() {
+        return Err("the image declares no command, give it a CMD or ENTRYPOINT".to_owned());
+    }
+    Ok(args)
+}
+
+/// The environment: the image's, the spec's over it, and what the platform tells.
+pub(crate) fn environment(
+    process: &ImageProcess,
+    spec: &FunctionSpec,
+    user: &User,
+) -> Vec<(String, String)> {
+    let mut env =
+        vec![("PATH".to_owned(), DEFAULT_PATH.to_owned()), ("HOME".to_owned(), user.home.clone())];
+    let mut set = |name: &str, value: &str| match env.iter_mut().find(|(known, _)| known == name) {
+        Some((_, old)) => value.clone_into(old),
+        None => env.push((name.to_owned(), value.to_owned())),
+    };
+    process.env.iter().for_each(|(name, value)| set(name, value));
+    spec.environment.iter().for_each(|(name, value)| set(name, value));
+    if let Some(process) = &spec.process {
+        set("fprocess", process);
+    }
+    set("OPENFAAS_NAME", spec.id.name.as_str());
+    set("OPENFAAS_NAMESPACE", spec.id.namespace.as_str());
+    env
+}
+
+/// `/etc/hosts` of a replica.
+pub(crate) fn hosts(hostname: &str, address: Ipv4Addr) -> String {
+    format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n"
+    )
+}
+
+/// `/etc/resolv.conf` of replicas: the host's name servers, without those only the host reaches.
+pub(crate) fn resolver(host: &str) -> String {
+    let usable = |line: &&str| {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => words
+                .next()
+                .and_then(|server| server.parse::<std::net::IpAddr>().ok())
+                .is_some_and(|server| server.is_ipv4() && !server.is_loopback()),
+            Some("search" | "options" | "domain") => true,
+            _ => false,
+        }
+    };
+    host.lines().filter(usable).map(|line| format!("{line}\n")).collect()
+}
+
+impl Bundle<'_> {
+    /// The bundle's `config.json`.
+    pub(crate) fn config(&self) -> Value {
+        let env: Vec<_> = self.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let cwd = if self.working_dir.starts_with('/') { self.working_dir } else { "/" };
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": false,
+                "user": {
+                    "uid": self.user.uid,
+                    "gid": self.user.gid,
+                    "additionalGids": self.user.groups,
+                },
+                "args": self.args,
+                "env": env,
+                "cwd": cwd,
+                "noNewPrivileges": true,
+                "oomScoreAdj": 100,
+                "capabilities": {
+                    "bounding": [], "effective": [], "inheritable": [],
+                    "permitted": [], "ambient": [],
+                },
+                "rlimits": [
+                    { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES },
+                    { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+                ],
+            },
+            "root": { "path": self.root, "readonly": self.read_only_root },
+            "hostname": self.hostname,
+            "mounts": self.mounts(),
+            "linux": {
+                "cgroupsPath": self.cgroup,
+                "resources": self.limits.resources(),
+                "namespaces": [
+                    { "type": "pid" },
+                    { "type": "ipc" },
+                    { "type": "uts" },
+                    { "type": "mount" },
+                    { "type": "cgroup" },
+                    { "type": "network", "path": self.network },
+                ],
+                "seccomp": seccomp(),
+                "maskedPaths": [
+                    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore",
+                    "/proc/keys", "/proc/key-users", "/proc/latency_stats", "/proc/sched_debug",
+                    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+                    "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/cgroup",
+                ],
+                "readonlyPaths": [
+                    "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+                ],
+            },
+        })
+    }
+
+    fn mounts(&self) -> Vec<Value> {
+        let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
+        let size = format!("size={}", self.limits.tmp_bytes);
+        let memory = ["nosuid", "nodev", "mode=1777", "nr_inodes=16384", &size];
+        let shared = ["nosuid", "nodev", "noexec", "mode=1777", "nr_inodes=16384", &size];
+        let terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+        let mut mounts = vec![
+            mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+            mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"]),
+            mount("/dev/pts", "devpts", &terminals),
+            mount("/dev/shm", "tmpfs", &shared),
+            mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+            mount("/tmp", "tmpfs", &memory),
+        ];
+        mounts.extend(self.binds.iter().map(|(source, destination)| {
+            json!({
+                "destination": destination,
+                "type": "bind",
+                "source": source,
+                "options": ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"],
+            })
+        }));
+        mounts
+    }
+}
+
+impl Limits {
+    fn resources(&self) -> Value {
+        let mut memory = json!({ "limit": self.memory_bytes });
+        if self.swap_limit {
+            // Memory and swap together: no more than memory alone.
+            memory["swap"] = json!(self.memory_bytes);
+        }
+        let mut resources = json!({
+            "memory": memory,
+            "pids": { "limit": self.processes },
+            "devices": [{ "allow": false, "access": "rwm" }],
+        });
+        if let Some(millis) = self.cpu_millis {
+            // The kernel takes no quota under a millisecond.
+            let quota = millis.saturating_mul(CPU_PERIOD / 1000).max(1000);
+            resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD });
+        }
+        resources
+    }
+}
+
+fn seccomp() -> Value {
+    serde_json::from_str(SECCOMP).unwrap_or_else(|error| unreachable!("a test reads it: {error}"))
+}
+
+/// Writes `config.json` into a bundle's folder.
+pub(crate) fn write(folder: &Path, bundle: &Bundle<'_>) -> std::io::Result<()> {
+    std::fs::write(folder.join("config.json"), serde_json::to_vec(&bundle.config())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user() -> User {
+        User { uid: 100, gid: 101, groups: vec![], home: "/home/app".into() }
+    }
+
+    #[test]
+    fn the_spec_overrides_the_image_and_the_platform_overrides_both() {
+        let process = ImageProcess {
+            env: vec![("PATH".into(), "/x".into()), ("fprocess".into(), "cat".into())],
+            ..ImageProcess::default()
+        };
+        let mut spec = FunctionSpec::new(
+            "f".parse().map(updraft_model::FunctionId::in_default).unwrap(),
+            "i".parse().unwrap(),
+        );
+        spec.environment.insert("OPENFAAS_NAME".into(), "forged".into());
+        spec.environment.insert("a".into(), "b".into());
+        spec.process = Some("env".into());
+        let env = environment(&process, &spec, &user());
+        let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        assert_eq!(get("PATH"), Some("/x"));
+        assert_eq!(get("HOME"), Some("/home/app"));
+        assert_eq!(get("fprocess"), Some("env"));
+        assert_eq!(get("a"), Some("b"));
+        assert_eq!(get("OPENFAAS_NAME"), Some("f"));
+        assert_eq!(get("OPENFAAS_NAMESPACE"), Some("openfaas-fn"));
+    }
+
+    #[test]
+    fn a_container_has_no_capability_and_every_namespace() {
+        let user = user();
+        let bundle = Bundle {
+            args: vec!["x".into()],
+            env: vec![],
+            working_dir: "",
+            user: &user,
+            hostname: "h",
+            root: "/r".into(),
+            read_only_root: true,
+            network: "/proc/1/fd/3".into(),
+            cgroup: "/g".into(),
+            limits: Limits {
+                memory_bytes: 1,
+                swap_limit: true,
+                cpu_millis: Some(250),
+                processes: 5,
+                tmp_bytes: 7,
+            },
+            binds: vec![],
+        };
+        let config = bundle.config();
+        for set in ["bounding", "effective", "inheritable", "permitted", "ambient"] {
+            assert_eq!(config["process"]["capabilities"][set], json!([]), "{set}");
+        }
+        assert_eq!(config["process"]["noNewPrivileges"], true);
+        assert_eq!(config["root"]["readonly"], true);
+        assert_eq!(config["linux"]["namespaces"].as_array().unwrap().len(), 6);
+        assert_eq!(config["linux"]["resources"]["cpu"]["quota"], 25_000);
+        assert_eq!(config["linux"]["resources"]["memory"]["swap"], 1);
+        assert_eq!(config["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    }
+
+    #[test]
+    fn name_servers_that_only_the_host_reaches_are_left_out() {
+        let host = "# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch a.b\nnameserver ::1\n";
+        assert_eq!(resolver(host), "nameserver 192.0.2.1\nsearch a.b\n");
+    }
+
+    #[test]
+    fn an_image_without_a_command_is_told() {
+        assert!(args(&ImageProcess::default()).unwrap_err().contains("CMD"));
+    }
+}

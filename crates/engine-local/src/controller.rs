@@ -1,0 +1,649 @@
+//! One task per function: it alone changes what is desired of it and what runs for it.
+//!
+//! After whatever happened (a command, a report of a replica, a timer) it compares desired and
+//! actual (`plan`) and acts on the difference. The order is what keeps requests whole: a new
+//! revision is published before an old replica is told to go, and a replica is out of the table
+//! before it is drained.
+
+mod plan;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use updraft_engine::{
+    Availability, Endpoint, EngineError, FunctionEndpoints, FunctionStatus, ReplicaId, Revision,
+    Wake,
+};
+use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName, labels};
+
+use crate::backoff;
+use crate::exit::Process;
+use crate::logs;
+use crate::record::{Durability, FunctionRecord, GivenUp, ReplicaRecord, RevisionRecord};
+use crate::replica::{self, Failure, Replica, Report, Reports};
+use crate::shared::Shared;
+use plan::{Group, Plan, Standing};
+
+/// A roll-out is given up after so many replicas that ended by themselves.
+const CANDIDATE_FAILURES: u32 = 3;
+
+/// A replica that was ready for so long starts a new count of failures.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// What a function is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Apply {
+        spec: Box<FunctionSpec>,
+        wake: Wake,
+        image: Option<Digest>,
+        secrets: BTreeMap<SecretName, Digest>,
+        reply: oneshot::Sender<Result<Revision, EngineError>>,
+    },
+    Scale {
+        replicas: u32,
+        reply: oneshot::Sender<Result<(), EngineError>>,
+    },
+    Remove {
+        reply: oneshot::Sender<Result<(), EngineError>>,
+    },
+}
+
+/// What everybody may know of a function.
+#[derive(Debug, Clone)]
+pub(crate) struct FunctionState {
+    pub(crate) status: Arc<FunctionStatus>,
+    pub(crate) newest: Revision,
+    pub(crate) serving: Revision,
+    /// Replicas of the serving revision that take requests.
+    pub(crate) ready: usize,
+    pub(crate) given_up: Option<Arc<GivenUp>>,
+    /// How often in a row the serving revision failed without having been ready, and how.
+    pub(crate) failures: u32,
+    pub(crate) last_failure: Option<Failure>,
+    /// It was never ready since it was applied.
+    pub(crate) unproven: bool,
+}
+
+/// The engine's handle on a function.
+#[derive(Debug, Clone)]
+pub(crate) struct FunctionHandle {
+    pub(crate) commands: mpsc::Sender<Command>,
+    /// Nothing before the first apply and after the removal.
+    pub(crate) state: watch::Receiver<Option<FunctionState>>,
+}
+
+/// A replica of an earlier run that goes on.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    pub(crate) id: ReplicaId,
+    pub(crate) record: ReplicaRecord,
+    pub(crate) process: Process,
+}
+
+/// Where the endpoint table is changed.
+pub(crate) type Publish = Arc<dyn Fn(&FunctionId, Option<Arc<FunctionEndpoints>>) + Send + Sync>;
+
+/// Starts the task of a function.
+pub(crate) fn spawn(
+    shared: &Arc<Shared>,
+    id: FunctionId,
+    record: Option<FunctionRecord>,
+    adopted: Vec<Adopted>,
+    publish: Publish,
+) -> FunctionHandle {
+    let (commands, inbox) = mpsc::channel(32);
+    let (state, watched) = watch::channel(None);
+    // Unbounded: replicas report a handful of times each, and must never wait for their function.
+    let (reports, reported) = mpsc::unbounded_channel();
+    let mut controller = Controller {
+        shared: Arc::clone(shared),
+        id,
+        desired: record,
+        members: BTreeMap::new(),
+        serving_trouble: Trouble::default(),
+        candidate_trouble: Trouble::default(),
+        proven: None,
+        published: None,
+        specs: BTreeMap::new(),
+        state,
+        reports,
+        publish,
+    };
+    controller.adopt(adopted);
+    controller.reconcile();
+    shared.tasks.spawn(controller.run(inbox, reported));
+    FunctionHandle { commands, state: watched }
+}
+
+/// What went wrong with the replicas of one revision lately.
+#[derive(Debug, Default)]
+struct Trouble {
+    failures: u32,
+    last: Option<Failure>,
+    next_start: Option<Instant>,
+}
+
+impl Trouble {
+    fn add(&mut self, failure: Failure) {
+        self.failures += 1;
+        self.next_start = Some(Instant::now() + backoff::delay(self.failures));
+        self.last = Some(failure);
+    }
+
+    fn is_over(&self) -> bool {
+        self.next_start.is_none_or(|at| at <= Instant::now())
+    }
+}
+
+/// A replica and what is known of it.
+struct Member {
+    replica: Replica,
+    standing: Standing,
+    endpoint: Option<Arc<Endpoint>>,
+    since: Instant,
+}
+
+struct Controller {
+    shared: Arc<Shared>,
+    id: FunctionId,
+    desired: Option<FunctionRecord>,
+    members: BTreeMap<ReplicaId, Member>,
+    serving_trouble: Trouble,
+    candidate_trouble: Trouble,
+    /// The newest revision that had a ready replica.
+    proven: Option<Revision>,
+    published: Option<Arc<FunctionEndpoints>>,
+    /// One shared copy of each revision's spec in use.
+    specs: BTreeMap<Revision, Arc<FunctionSpec>>,
+    state: watch::Sender<Option<FunctionState>>,
+    reports: Reports,
+    publish: Publish,
+}
+
+impl Controller {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Command>,
+        mut reported: mpsc::UnboundedReceiver<(ReplicaId, Report)>,
+    ) {
+        loop {
+            let wake_up = self.next_timer();
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command::Apply { spec, wake, image, secrets, reply }) => {
+                        let answer = self.apply(*spec, wake, image, secrets);
+                        self.reconcile();
+                        // A caller that left does not need the answer.
+                        let _ = reply.send(answer);
+                    }
+                    Some(Command::Scale { replicas, reply }) => {
+                        let answer = self.scale(replicas);
+                        let _ = reply.send(answer);
+                    }
+                    Some(Command::Remove { reply }) => {
+                        let answer = self.remove();
+                        let removed = answer.is_ok();
+                        let _ = reply.send(answer);
+                        if removed {
+                            drop(inbox);
+                            return self.wind_up(reported).await;
+                        }
+                    }
+                    None => return,
+                },
+                Some((replica, report)) = reported.recv() => {
+                    self.take_report(&replica, report);
+                    self.reconcile();
+                }
+                () = sleep_until(wake_up.unwrap_or_else(Instant::now)), if wake_up.is_some() => {
+                    self.reconcile();
+                }
+                () = self.shared.closing.cancelled() => return,
+            }
+        }
+    }
+
+    /// Waits for the replicas of a removed function, then removes their logs.
+    async fn wind_up(mut self, mut reported: mpsc::UnboundedReceiver<(ReplicaId, Report)>) {
+        while !self.members.is_empty() {
+            tokio::select! {
+                Some((replica, report)) = reported.recv() => {
+                    if matches!(report, Report::Gone(_)) {
+                        self.members.remove(&replica);
+                    }
+                }
+                () = self.shared.closing.cancelled() => return,
+            }
+        }
+        let shared = &self.shared;
+        let place = logs::folder(&shared.options, &self.id);
+        logs::remove_all(&place, |replica| shared.is_running(replica));
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let pending = [&self.serving_trouble, &self.candidate_trouble];
+        pending.into_iter().filter_map(|trouble| trouble.next_start.filter(|at| *at > now)).min()
+    }
+
+    fn adopt(&mut self, adopted: Vec<Adopted>) {
+        for Adopted { id, record, process } in adopted {
+            let Some(spec) = self.spec_of(record.revision) else { continue };
+            let shared = &self.shared;
+            let replica =
+                replica::adopt(shared, id.clone(), spec, record, process, self.reports.clone());
+            let since = Instant::now();
+            let standing = Standing::Starting;
+            self.members.insert(id, Member { replica, standing, endpoint: None, since });
+        }
+    }
+
+    fn spec_of(&mut self, revision: Revision) -> Option<Arc<FunctionSpec>> {
+        if let Some(spec) = self.specs.get(&revision) {
+            return Some(Arc::clone(spec));
+        }
+        let desired = self.desired.as_ref()?;
+        let record = [Some(&desired.serving), desired.candidate.as_ref()]
+            .into_iter()
+            .flatten()
+            .find(|record| record.revision == revision)?;
+        let spec = Arc::new(with_platform_labels(record.spec.clone()));
+        self.specs.insert(revision, Arc::clone(&spec));
+        Some(spec)
+    }
+
+    fn save(&self, durability: Durability) -> Result<(), EngineError> {
+        let Some(desired) = &self.desired else { return Ok(()) };
+        let saved = self.shared.records.save(&self.id, desired, durability);
+        saved.map_err(|error| EngineError::engine(format!("record function `{}`", self.id), error))
+    }
+
+    fn apply(
+        &mut self,
+        spec: FunctionSpec,
+        wake: Wake,
+        image: Option<Digest>,
+        secrets: BTreeMap<SecretName, Digest>,
+    ) -> Result<Revision, EngineError> {
+        let before = self.desired.clone();
+        let applied = self.applied(spec, wake, image, secrets);
+        let revision = applied.shown().revision;
+        if before.as_ref() == Some(&applied) {
+            return Ok(revision);
+        }
+        let is_new = before.as_ref().is_none_or(|before| before.newest != applied.newest);
+        self.desired = Some(applied);
+        if let Err(error) = self.save(Durability::Synced) {
+            self.desired = before;
+            return Err(error);
+        }
+        if is_new {
+            self.candidate_trouble = Trouble::default();
+            let rolls = self.desired.as_ref().is_some_and(|desired| desired.candidate.is_some());
+            if !rolls {
+                self.serving_trouble = Trouble::default();
+            }
+        } else {
+            // The same again: a caller that asks twice wants the next attempt now.
+            self.serving_trouble.next_start = None;
+        }
+        Ok(revision)
+    }
+
+    /// What is desired once the spec is applied.
+    fn applied(
+        &self,
+        spec: FunctionSpec,
+        wake: Wake,
+        image: Option<Digest>,
+        secrets: BTreeMap<SecretName, Digest>,
+    ) -> FunctionRecord {
+        let minimum = spec.scale_min();
+        let Some(mut desired) = self.desired.clone() else {
+            let serving = RevisionRecord { revision: Revision(1), spec, image, secrets };
+            return FunctionRecord::new(serving, minimum, Timestamp::now());
+        };
+        let slept = desired.replicas == 0;
+        if !slept || wake == Wake::AtLeastMinimum {
+            desired.replicas = desired.replicas.max(minimum);
+        }
+        let shown = desired.shown();
+        let same_image = image.is_none() || shown.image.is_none() || shown.image == image;
+        let is_same = shown.spec == spec
+            && same_image
+            && shown.secrets == secrets
+            && desired.given_up.is_none();
+        if is_same {
+            return desired;
+        }
+        desired.newest = Revision(desired.newest.0 + 1);
+        desired.given_up = None;
+        let newest = RevisionRecord { revision: desired.newest, spec, image, secrets };
+        // With nothing awake there is nothing to keep serving; and what never was ready serves
+        // nobody, so it is no loss.
+        let nothing_serves = desired.replicas == 0 || (!slept && self.serves_nobody());
+        if nothing_serves {
+            desired.serving = newest;
+            desired.candidate = None;
+            desired.woken = false;
+        } else {
+            desired.woken = slept || (desired.woken && desired.candidate.is_some());
+            desired.candidate = Some(newest);
+        }
+        desired
+    }
+
+    /// No replica of the serving revision is ready, and none ever was.
+    fn serves_nobody(&self) -> bool {
+        let Some(desired) = &self.desired else { return true };
+        self.proven.is_none_or(|proven| proven < desired.serving.revision)
+            && self.ready(desired.serving.revision).next().is_none()
+    }
+
+    fn scale(&mut self, replicas: u32) -> Result<(), EngineError> {
+        let Some(desired) = &mut self.desired else {
+            return Err(EngineError::UnknownFunction(self.id.clone()));
+        };
+        let before = desired.clone();
+        desired.replicas = replicas;
+        desired.woken = false;
+        if replicas == 0
+            && let Some(candidate) = desired.candidate.take()
+        {
+            // Asleep, a revision takes over without a proof, as it does when it is applied then.
+            desired.serving = candidate;
+        }
+        if before.replicas == 0 {
+            self.serving_trouble = Trouble::default();
+        }
+        let changed = *desired != before;
+        // Replicas first, the disk after: a wake-up is waited for.
+        self.reconcile();
+        if changed { self.save(Durability::Written) } else { Ok(()) }
+    }
+
+    fn remove(&mut self) -> Result<(), EngineError> {
+        if self.desired.is_none() {
+            return Err(EngineError::UnknownFunction(self.id.clone()));
+        }
+        self.shared.records.remove(&self.id).map_err(|error| {
+            EngineError::engine(format!("remove the record of `{}`", self.id), error)
+        })?;
+        self.desired = None;
+        (self.publish)(&self.id, None);
+        self.members.values().for_each(|member| member.replica.retire());
+        self.state.send_replace(None);
+        Ok(())
+    }
+
+    fn take_report(&mut self, id: &ReplicaId, report: Report) {
+        match report {
+            Report::Image(revision, image) => self.pin(revision, image),
+            Report::Ready(endpoint) => {
+                if let Some(member) = self.members.get_mut(id) {
+                    if member.standing == Standing::Starting {
+                        member.standing = Standing::Ready;
+                    }
+                    member.endpoint = Some(endpoint);
+                    member.since = Instant::now();
+                    self.proven = self.proven.max(Some(member.replica.revision));
+                }
+            }
+            Report::TooLate(failure) => {
+                let Some(member) = self.members.get_mut(id) else { return };
+                let was_counted = std::mem::replace(&mut member.standing, Standing::Leaving);
+                let revision = member.replica.revision;
+                if was_counted != Standing::Leaving {
+                    self.count(id, revision, false, failure);
+                    self.give_up(revision);
+                }
+            }
+            Report::Gone(failure) => {
+                let Some(member) = self.members.remove(id) else { return };
+                let Some(failure) = failure else { return };
+                if member.standing != Standing::Leaving {
+                    let was_steady = member.endpoint.is_some() && member.since.elapsed() >= STEADY;
+                    self.count(id, member.replica.revision, was_steady, failure);
+                }
+            }
+        }
+    }
+
+    /// Counts a failure against the revision it belongs to.
+    fn count(&mut self, id: &ReplicaId, revision: Revision, was_steady: bool, failure: Failure) {
+        tracing::info!(replica = %id, reason = failure.reason, "replica failed");
+        let Some(desired) = &self.desired else { return };
+        if revision == desired.serving.revision {
+            if was_steady {
+                self.serving_trouble = Trouble::default();
+            }
+            self.serving_trouble.add(failure);
+        } else if desired.candidate.as_ref().is_some_and(|record| record.revision == revision) {
+            self.candidate_trouble.add(failure);
+            if self.candidate_trouble.failures >= CANDIDATE_FAILURES {
+                self.give_up(revision);
+            }
+        }
+    }
+
+    /// Lets `revision` go if it is the one being rolled out; the serving one stays.
+    fn give_up(&mut self, revision: Revision) {
+        let Some(desired) = &mut self.desired else { return };
+        if desired.candidate.as_ref().is_none_or(|record| record.revision != revision) {
+            return;
+        }
+        let Some(failure) = self.candidate_trouble.last.take() else { return };
+        let Some(candidate) = desired.candidate.take() else { return };
+        if std::mem::take(&mut desired.woken) {
+            desired.replicas = 0;
+        }
+        desired.given_up = Some(GivenUp {
+            revision: candidate.revision,
+            reason: failure.reason,
+            log_tail: failure.log_tail,
+        });
+        self.candidate_trouble = Trouble::default();
+        self.save_behind();
+    }
+
+    fn pin(&mut self, revision: Revision, image: Digest) {
+        let Some(desired) = &mut self.desired else { return };
+        let record = match &mut desired.candidate {
+            Some(candidate) if candidate.revision == revision => candidate,
+            _ if desired.serving.revision == revision => &mut desired.serving,
+            _ => return,
+        };
+        if record.image.replace(image) != Some(image) {
+            self.save_behind();
+        }
+    }
+
+    /// Saves what nobody waits for. When the disk refuses, the next start knows a little less.
+    fn save_behind(&self) {
+        if let Err(error) = self.save(Durability::Written) {
+            tracing::warn!(function = %self.id, %error, "a record is out of date");
+        }
+    }
+
+    fn ready(&self, revision: Revision) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.members
+            .values()
+            .filter(move |member| {
+                member.standing == Standing::Ready && member.replica.revision == revision
+            })
+            .filter_map(|member| member.endpoint.as_ref())
+    }
+
+    /// Makes actual what is desired, as far as it goes now.
+    fn reconcile(&mut self) {
+        let Some(desired) = &self.desired else { return };
+        let group = |revision: Revision, wanted, may_start| Group { revision, wanted, may_start };
+        // A function that slept and is being rolled out with a wake-up tries the new revision
+        // only, unless somebody asks for it meanwhile.
+        let old = if desired.woken { 0 } else { desired.replicas };
+        let serving = group(desired.serving.revision, old, self.serving_trouble.is_over());
+        let candidate = desired.candidate.as_ref().map(|candidate| {
+            group(candidate.revision, desired.replicas, self.candidate_trouble.is_over())
+        });
+        let members: Vec<_> = self
+            .members
+            .iter()
+            .map(|(id, member)| plan::Member {
+                id: id.clone(),
+                revision: member.replica.revision,
+                standing: member.standing,
+                load: member.endpoint.as_ref().map_or(0, |endpoint| endpoint.load.in_flight()),
+            })
+            .collect();
+        let Plan { start, retire, promote } = plan::plan(serving, candidate, &members);
+        if promote {
+            self.promote();
+            return self.reconcile();
+        }
+        for revision in start {
+            self.start(revision);
+        }
+        for id in &retire {
+            if let Some(member) = self.members.get_mut(id) {
+                member.standing = Standing::Leaving;
+            }
+        }
+        // Out of the table before it is told to go.
+        self.tell();
+        for id in &retire {
+            if let Some(member) = self.members.get(id) {
+                member.replica.retire();
+            }
+        }
+    }
+
+    /// The new revision is ready: it serves from now on.
+    fn promote(&mut self) {
+        let Some(desired) = &mut self.desired else { return };
+        let Some(candidate) = desired.candidate.take() else { return };
+        desired.serving = candidate;
+        desired.woken = false;
+        desired.given_up = None;
+        self.serving_trouble = Trouble::default();
+        self.candidate_trouble = Trouble::default();
+        self.save_behind();
+    }
+
+    fn start(&mut self, revision: Revision) {
+        let Some(spec) = self.spec_of(revision) else { return };
+        let Some(desired) = &self.desired else { return };
+        let image = [Some(&desired.serving), desired.candidate.as_ref()]
+            .into_iter()
+            .flatten()
+            .find(|record| record.revision == revision)
+            .and_then(|record| record.image);
+        let options = &self.shared.options;
+        let place = logs::folder(options, &self.id);
+        let shared = &self.shared;
+        logs::prune(&place, options.kept_logs, |replica| shared.is_running(replica));
+        let id = new_id(&self.id);
+        let reports = self.reports.clone();
+        let replica = replica::start(shared, id.clone(), spec, revision, image, reports);
+        let since = Instant::now();
+        let standing = Standing::Starting;
+        self.members.insert(id, Member { replica, standing, endpoint: None, since });
+    }
+
+    /// Tells the data plane and whoever watches what is so now.
+    fn tell(&mut self) {
+        let Some(desired) = self.desired.clone() else { return };
+        let serving = desired.serving.revision;
+        let Some(spec) = self.spec_of(serving) else { return };
+        let ready: Vec<_> = self.ready(serving).cloned().collect();
+        let ready_count = ready.len();
+        let message = self.message(&desired, ready_count);
+        let availability = if !ready.is_empty() {
+            Availability::Ready
+        } else if desired.replicas == 0 {
+            Availability::Asleep
+        } else {
+            match &self.serving_trouble.last {
+                Some(failure) => Availability::Failing(failure.reason.clone()),
+                None => Availability::Starting,
+            }
+        };
+        let endpoints = FunctionEndpoints { spec, ready, availability };
+        if self.published.as_deref().is_none_or(|published| !same(published, &endpoints)) {
+            let endpoints = Arc::new(endpoints);
+            self.published = Some(Arc::clone(&endpoints));
+            (self.publish)(&self.id, Some(endpoints));
+        }
+        let shown = desired.shown().revision;
+        let Some(spec) = self.spec_of(shown) else { return };
+        let status = FunctionStatus {
+            spec: spec.as_ref().clone(),
+            revision: shown,
+            replicas: desired.replicas,
+            available_replicas: u32::try_from(ready_count).unwrap_or(u32::MAX),
+            created_at: desired.created_at,
+            message,
+        };
+        let members = &self.members;
+        self.specs.retain(|revision, _| {
+            *revision == serving
+                || *revision == shown
+                || members.values().any(|member| member.replica.revision == *revision)
+        });
+        self.state.send_replace(Some(FunctionState {
+            status: Arc::new(status),
+            newest: desired.newest,
+            serving,
+            ready: ready_count,
+            given_up: desired.given_up.map(Arc::new),
+            failures: self.serving_trouble.failures,
+            last_failure: self.serving_trouble.last.clone(),
+            unproven: self.proven.is_none_or(|proven| proven < serving),
+        }));
+    }
+
+    fn message(&self, desired: &FunctionRecord, ready: usize) -> Option<String> {
+        if (ready as u64) < u64::from(desired.replicas)
+            && let Some(failure) = &self.serving_trouble.last
+        {
+            let last = failure.log_tail.last().map(|line| format!("; its last line: {line}"));
+            let failures = self.serving_trouble.failures;
+            let times = if failures > 1 { format!(" ({failures} times)") } else { String::new() };
+            return Some(format!("{}{times}{}", failure.reason, last.unwrap_or_default()));
+        }
+        let given_up = desired.given_up.as_ref()?;
+        Some(format!(
+            "revision {} was given up and revision {} goes on: {}",
+            given_up.revision.0, desired.serving.revision.0, given_up.reason
+        ))
+    }
+}
+
+/// A name that no replica had before.
+fn new_id(id: &FunctionId) -> ReplicaId {
+    let mut random = [0; 5];
+    if getrandom::fill(&mut random).is_err() {
+        // Without random numbers the time is as good: starts of one function are not that many.
+        let now = Timestamp::now().as_microsecond().to_be_bytes();
+        random.copy_from_slice(&now[3..]);
+    }
+    ReplicaId::new(format!("{}-{}", id.name, hex::encode(random)))
+}
+
+/// Whether two entries of the table say the same.
+fn same(one: &FunctionEndpoints, other: &FunctionEndpoints) -> bool {
+    Arc::ptr_eq(&one.spec, &other.spec)
+        && one.availability == other.availability
+        && one.ready.len() == other.ready.len()
+        && one.ready.iter().zip(&other.ready).all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
+/// The spec as clients see it: with the label that only the engine sets.
+fn with_platform_labels(mut spec: FunctionSpec) -> FunctionSpec {
+    spec.labels.insert(labels::FUNCTION.to_owned(), spec.id.name.as_str().to_owned());
+    spec
+}

@@ -1,0 +1,101 @@
+//! Taking an instance off the machine: every replica, device, rule and mount of it, those of a
+//! run that crashed included. What is desired stays on disk.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+
+use crate::cgroup::Cgroups;
+use crate::engine::LocalEngine;
+use crate::network;
+use crate::options::{LocalEngineOptions, OpenError};
+use crate::record::folder_entries;
+use crate::secrets::is_mount_point;
+
+/// How long killed processes may take to vanish.
+const VANISH_LIMIT: Duration = Duration::from_secs(10);
+
+impl LocalEngine {
+    /// Ends every replica of the instance and removes all it has on the machine outside its data
+    /// directory. Works after a crash too, from names and the volatile folder alone; may be
+    /// repeated. The next [`Self::open`] brings the deployments back.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] while an engine runs on this state; else the machine's fault, and
+    /// the call can be repeated.
+    pub async fn destroy(options: &LocalEngineOptions) -> Result<(), OpenError> {
+        options.check()?;
+        let _lock =
+            if options.state.is_dir() { Some(crate::engine::lock(&options.state)?) } else { None };
+        let cgroups = Cgroups::detect();
+        let group = options.cgroup();
+        let vanished = async {
+            while cgroups.kill_all(&group) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // A killed process leaves its group a moment before it can be removed.
+            loop {
+                match cgroups.remove(&group) {
+                    Err(OpenError::File { source, .. })
+                        if source.kind() == io::ErrorKind::ResourceBusy =>
+                    {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    other => return other,
+                }
+            }
+        };
+        match tokio::time::timeout(VANISH_LIMIT, vanished).await {
+            Ok(done) => done?,
+            Err(_) => {
+                let path = PathBuf::from(&group);
+                let stuck = io::Error::other("its processes do not end");
+                return Err(OpenError::file("remove the cgroup", &path)(stuck));
+            }
+        }
+        network::destroy(options).await?;
+        let secrets = options.mounted_secrets();
+        if is_mount_point(&secrets) {
+            umount2(&secrets, MntFlags::MNT_DETACH)
+                .map_err(io::Error::from)
+                .map_err(OpenError::file("unmount", &secrets))?;
+        }
+        match fs::remove_dir_all(&options.run) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(OpenError::file("remove", &options.run)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Destroys every instance below `run` (usually `/run`) whose data directory is gone, such
+    /// as those of test runs that crashed. Returns their names.
+    ///
+    /// # Errors
+    /// As [`Self::destroy`].
+    pub async fn destroy_orphans(run: &Path) -> Result<Vec<String>, OpenError> {
+        let mut destroyed = Vec::new();
+        for folder in folder_entries(run)? {
+            let name = folder.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            let Some(instance) = name.strip_prefix("updraft-") else { continue };
+            let Ok(state) = fs::read(folder.join("engine/state")) else { continue };
+            let state = PathBuf::from(OsStr::from_bytes(&state));
+            if state.exists() {
+                continue;
+            }
+            let instance = instance.to_owned();
+            let data = state.parent().unwrap_or(&state);
+            let options = LocalEngineOptions::new(instance.clone(), data, &folder);
+            Self::destroy(&options).await?;
+            // Only when nobody else has something in it.
+            let _ = fs::remove_dir(&folder);
+            destroyed.push(instance);
+        }
+        Ok(destroyed)
+    }
+}

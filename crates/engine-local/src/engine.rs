@@ -1,0 +1,557 @@
+//! The engine itself: the port's calls, handed to the tasks that carry them out.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use futures_util::stream::BoxStream;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use updraft_engine::{
+    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, FunctionStatus, LogLine,
+    LogQuery, NamespaceInfo, ReplicaId, Revision, SecretValue, Wake,
+};
+use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
+
+use crate::bundle;
+use crate::controller::{self, Adopted, Command, FunctionHandle, FunctionState, Publish};
+use crate::exit::{self, Process};
+use crate::image::ImageSource;
+use crate::launch;
+use crate::logs;
+use crate::namespaces::Namespaces;
+use crate::network::Network;
+use crate::options::{LocalEngineOptions, OpenError};
+use crate::record::{FunctionRecord, RecordStore, ReplicaRecord, folder_entries, write_atomically};
+use crate::runtime::Runtime;
+use crate::secrets::SecretStore;
+use crate::shared::Shared;
+
+/// Most containers that are started at the same time; more would only slow each other down.
+const LAUNCHES: usize = 8;
+
+/// A first deployment that failed so often in a row is told to be not ready without waiting for
+/// the limit. The engine goes on trying.
+const TELLING_FAILURES: u32 = 3;
+
+/// How long a stop waits for starts that are under way.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where a host may have its real name servers when `/etc/resolv.conf` names a local one.
+const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+
+/// The local engine. See the crate's description.
+#[derive(Debug)]
+pub struct LocalEngine {
+    shared: Arc<Shared>,
+    namespaces: Namespaces,
+    functions: Arc<Mutex<HashMap<FunctionId, FunctionHandle>>>,
+    table: Arc<watch::Sender<EndpointTable>>,
+    report: EngineReport,
+    /// Locked while the engine is open: two engines on one state would fight.
+    _lock: File,
+}
+
+/// What the engine found on this machine, for `updraft doctor` and the start's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineReport {
+    /// The runtime in use, in its own words, for instance `crun version 1.8.1`.
+    pub runtime: String,
+    /// How control groups are mounted: `v1`, `v2` or `hybrid`.
+    pub cgroups: String,
+    /// The replicas' addresses, for instance `10.66.160.0/20`.
+    pub subnet: String,
+    /// How many replicas of an earlier run were adopted.
+    pub adopted: usize,
+    /// What does not work as well as it could, and why. Empty when all is well.
+    pub degraded: Vec<String>,
+}
+
+impl LocalEngine {
+    /// Opens the engine: adopts what runs, and starts what is desired and does not run.
+    ///
+    /// # Errors
+    /// The machine's or the operator's fault; each message says what to do. Nothing was started.
+    pub async fn open(
+        options: LocalEngineOptions,
+        images: Arc<dyn ImageSource>,
+    ) -> Result<Self, OpenError> {
+        options.check()?;
+        if !nix::unistd::geteuid().is_root() {
+            return Err(OpenError::NotRoot);
+        }
+        for folder in [&options.state, &options.run, &options.replica_folder()] {
+            private_folder(folder)?;
+        }
+        let lock = lock(&options.state)?;
+        note_state_folder(&options)?;
+        let this = Path::new("/proc/self");
+        exit::become_reaper().map_err(OpenError::file("become the reaper of", this))?;
+        let boot = exit::boot_id().map_err(OpenError::file("read the boot id below", this))?;
+        let (runtime, mut degraded) = Runtime::detect(&options).await?;
+        let records = RecordStore::new(options.record_folder());
+        let stored = records.load()?;
+        let (mut adopted, left) = take_stock(&options, &boot, &stored)?;
+        let in_use: Vec<Ipv4Addr> = adopted.iter().map(|adopted| adopted.record.address).collect();
+        let (network, network_degraded) = Network::open(&options, &in_use).await?;
+        degraded.extend(network_degraded);
+        let report = EngineReport {
+            runtime: runtime.version.clone(),
+            cgroups: runtime.cgroups.layout.to_string(),
+            subnet: network.subnet().to_string(),
+            adopted: adopted.len(),
+            degraded,
+        };
+        let resolver = options.run.join("resolv.conf");
+        write_atomically(&resolver, resolver_file().as_bytes(), false)
+            .map_err(OpenError::file("write", &resolver))?;
+        let namespaces = Namespaces::open(options.state.join("namespaces.json"))?;
+        let shared = Arc::new(Shared {
+            secrets: SecretStore::open(&options)?,
+            records,
+            options,
+            images,
+            runtime,
+            network,
+            resolver,
+            launches: Semaphore::new(LAUNCHES),
+            boot,
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            running: Mutex::default(),
+        });
+        for replica in left {
+            tracing::info!(%replica, "clearing away what is left of a replica");
+            launch::clear(&shared, &replica).await;
+        }
+        let table = Arc::new(watch::Sender::new(EndpointTable::default()));
+        let engine =
+            Self { shared, namespaces, functions: Arc::default(), table, report, _lock: lock };
+        for (id, record) in stored {
+            let (own, others) =
+                adopted.into_iter().partition(|adopted: &Adopted| adopted.record.function == id);
+            adopted = others;
+            let handle =
+                controller::spawn(&engine.shared, id.clone(), Some(record), own, engine.publish());
+            engine.lock().insert(id, handle);
+        }
+        engine.shared.tasks.spawn(logs::keep(Arc::clone(&engine.shared)));
+        tracing::info!(
+            runtime = engine.report.runtime,
+            cgroups = engine.report.cgroups,
+            subnet = engine.report.subnet,
+            adopted = engine.report.adopted,
+            "local engine is open"
+        );
+        for reason in &engine.report.degraded {
+            tracing::warn!(reason, "the local engine is degraded");
+        }
+        Ok(engine)
+    }
+
+    /// What was found on this machine.
+    pub fn report(&self) -> &EngineReport {
+        &self.report
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, FunctionHandle>> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self) -> Publish {
+        let table = Arc::clone(&self.table);
+        Arc::new(move |id, endpoints| {
+            table.send_modify(|table| {
+                let mut next = HashMap::clone(table);
+                match endpoints {
+                    Some(endpoints) => next.insert(id.clone(), endpoints),
+                    None => next.remove(id),
+                };
+                *table = Arc::new(next);
+            });
+        })
+    }
+
+    fn handle(&self, id: &FunctionId) -> Option<FunctionHandle> {
+        self.lock().get(id).cloned()
+    }
+
+    /// The function's handle; its task is started when there is none.
+    fn handle_or_new(&self, id: &FunctionId) -> FunctionHandle {
+        let mut functions = self.lock();
+        if let Some(handle) = functions.get(id)
+            && !handle.commands.is_closed()
+        {
+            return handle.clone();
+        }
+        let handle = controller::spawn(&self.shared, id.clone(), None, Vec::new(), self.publish());
+        functions.insert(id.clone(), handle.clone());
+        handle
+    }
+
+    /// The function's state, unless there is none of that name.
+    fn state(&self, id: &FunctionId) -> Option<FunctionState> {
+        let state = self.handle(id)?.state.borrow().clone();
+        state
+    }
+
+    /// Hands a command to an existing function.
+    async fn ask(
+        &self,
+        id: &FunctionId,
+        command: impl FnOnce(oneshot::Sender<Result<(), EngineError>>) -> Command,
+    ) -> Result<(), EngineError> {
+        let unknown = || EngineError::UnknownFunction(id.clone());
+        let handle = self.handle(id).ok_or_else(unknown)?;
+        let (reply, answer) = oneshot::channel();
+        handle.commands.send(command(reply)).await.map_err(|_| unknown())?;
+        answer.await.map_err(|_| unknown())?
+    }
+
+    fn check_secret(&self, namespace: &Namespace, name: &SecretName) -> Result<(), EngineError> {
+        if self.shared.secrets.contains(namespace, name) {
+            return Ok(());
+        }
+        Err(EngineError::UnknownSecret { namespace: namespace.clone(), name: name.clone() })
+    }
+}
+
+/// Makes a folder that only root may enter.
+fn private_folder(folder: &Path) -> Result<(), OpenError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(folder).map_err(OpenError::file("create", folder))
+}
+
+pub(crate) fn lock(state: &Path) -> Result<File, OpenError> {
+    let path = state.join("lock");
+    let file = File::create(&path).map_err(OpenError::file("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse(state.to_owned())),
+        Err(fs::TryLockError::Error(error)) => Err(OpenError::file("lock", &path)(error)),
+    }
+}
+
+/// Notes in the volatile folder which state it belongs to, so that leftovers of an instance
+/// whose data is gone can be told and cleared away.
+fn note_state_folder(options: &LocalEngineOptions) -> Result<(), OpenError> {
+    let path = options.run.join("state");
+    write_atomically(&path, options.state.as_os_str().as_encoded_bytes(), false)
+        .map_err(OpenError::file("write", &path))
+}
+
+/// The name servers that replicas can use.
+fn resolver_file() -> String {
+    RESOLVERS
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .map(|text| bundle::resolver(&text))
+        .find(|text| text.contains("nameserver"))
+        .unwrap_or_default()
+}
+
+/// Sorts the replicas of earlier runs: those that run and are wanted, and the others.
+fn take_stock(
+    options: &LocalEngineOptions,
+    boot: &str,
+    stored: &[(FunctionId, FunctionRecord)],
+) -> Result<(Vec<Adopted>, Vec<ReplicaId>), OpenError> {
+    let mut adopted = Vec::new();
+    let mut left = Vec::new();
+    for folder in folder_entries(&options.replica_folder())? {
+        let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { continue };
+        let id = ReplicaId::new(id);
+        let goes_on = ReplicaRecord::load(&folder)
+            .filter(|record| record.boot == boot && is_wanted(record, stored))
+            .and_then(|record| {
+                let (pid, started) = record.process?;
+                Some((Process::adopt(pid, started)?, record))
+            });
+        match goes_on {
+            Some((process, record)) => adopted.push(Adopted { id, record, process }),
+            None => left.push(id),
+        }
+    }
+    Ok((adopted, left))
+}
+
+fn is_wanted(replica: &ReplicaRecord, stored: &[(FunctionId, FunctionRecord)]) -> bool {
+    let function = stored.iter().find(|(id, _)| *id == replica.function);
+    function.is_some_and(|(_, record)| {
+        record.serving.revision == replica.revision
+            || record.candidate.as_ref().is_some_and(|c| c.revision == replica.revision)
+    })
+}
+
+#[async_trait]
+impl Engine for LocalEngine {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { freeze: false, scale_to_zero: true, survives_restart: true }
+    }
+
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            provider: "updraft-local".to_owned(),
+            orchestration: "containers".to_owned(),
+            version: self.shared.options.version.clone(),
+        }
+    }
+
+    async fn apply(&self, spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError> {
+        spec.check()?;
+        let id = spec.id.clone();
+        self.namespaces.check(&id.namespace)?;
+        let (secrets, missing) = self.shared.secrets.digests(&id.namespace, &spec.secrets);
+        if !missing.is_empty() {
+            return Err(EngineError::MissingSecrets { namespace: id.namespace, names: missing });
+        }
+        let image = self.shared.images.resolve(&spec.image).await.map_err(|reason| {
+            EngineError::Image { image: spec.image.as_str().to_owned(), reason }
+        })?;
+        // A removal may overtake: then the function is new again.
+        loop {
+            let handle = self.handle_or_new(&id);
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Apply {
+                spec: Box::new(spec.clone()),
+                wake,
+                image,
+                secrets: secrets.clone(),
+                reply,
+            };
+            if handle.commands.send(command).await.is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return answer;
+            }
+            if self.shared.closing.is_cancelled() {
+                let closed = io::Error::other("Updraft is about to stop");
+                return Err(EngineError::engine(format!("apply function `{id}`"), closed));
+            }
+        }
+    }
+
+    async fn wait_ready(
+        &self,
+        id: &FunctionId,
+        revision: Revision,
+        limit: Duration,
+    ) -> Result<(), EngineError> {
+        let unknown = || EngineError::UnknownFunction(id.clone());
+        let mut states = self.handle(id).ok_or_else(unknown)?.state;
+        let decided = async {
+            loop {
+                let verdict = {
+                    let state = states.borrow_and_update();
+                    verdict(id, state.as_ref(), revision)
+                };
+                match verdict {
+                    Some(verdict) => return verdict,
+                    None => states.changed().await.map_err(|_| unknown())?,
+                }
+            }
+        };
+        match tokio::time::timeout(limit, decided).await {
+            Ok(verdict) => verdict,
+            Err(_) => {
+                let limit = updraft_model::format_duration(limit);
+                let failure = self.state(id).and_then(|state| state.last_failure);
+                let (reason, log_tail) = match failure {
+                    Some(failure) => (failure.reason, failure.log_tail),
+                    None => (format!("it is still starting after {limit}"), Vec::new()),
+                };
+                Err(EngineError::NotReady { id: id.clone(), reason, log_tail })
+            }
+        }
+    }
+
+    async fn remove(&self, id: &FunctionId) -> Result<(), EngineError> {
+        self.ask(id, |reply| Command::Remove { reply }).await?;
+        let mut functions = self.lock();
+        // Unless a newer function of that name has taken the place already.
+        if functions.get(id).is_some_and(|handle| handle.commands.is_closed()) {
+            functions.remove(id);
+        }
+        Ok(())
+    }
+
+    async fn list(&self, namespace: &Namespace) -> Result<Vec<FunctionStatus>, EngineError> {
+        self.namespaces.check(namespace)?;
+        let mut all: Vec<_> = self
+            .lock()
+            .iter()
+            .filter(|(id, _)| id.namespace == *namespace)
+            .filter_map(|(_, handle)| Some(Arc::clone(&handle.state.borrow().as_ref()?.status)))
+            .collect();
+        all.sort_by(|a, b| a.spec.id.name.cmp(&b.spec.id.name));
+        Ok(all.iter().map(|status| status.as_ref().clone()).collect())
+    }
+
+    async fn get(&self, id: &FunctionId) -> Result<Option<FunctionStatus>, EngineError> {
+        Ok(self.state(id).map(|state| state.status.as_ref().clone()))
+    }
+
+    async fn scale(&self, id: &FunctionId, replicas: u32) -> Result<(), EngineError> {
+        self.ask(id, |reply| Command::Scale { replicas, reply }).await
+    }
+
+    fn endpoints(&self) -> watch::Receiver<EndpointTable> {
+        self.table.subscribe()
+    }
+
+    async fn logs(
+        &self,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine, EngineError>>, EngineError> {
+        if self.state(&query.id).is_none() {
+            return Err(EngineError::UnknownFunction(query.id));
+        }
+        Ok(logs::stream(&self.shared, query))
+    }
+
+    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError> {
+        self.namespaces.check(namespace)?;
+        self.shared.secrets.list(namespace)
+    }
+
+    async fn create_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        value: SecretValue,
+    ) -> Result<(), EngineError> {
+        self.namespaces.check(namespace)?;
+        if self.shared.secrets.contains(namespace, name) {
+            let (namespace, name) = (namespace.clone(), name.clone());
+            return Err(EngineError::SecretExists { namespace, name });
+        }
+        self.shared.secrets.keep(namespace, name, &value)
+    }
+
+    async fn update_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        value: SecretValue,
+    ) -> Result<(), EngineError> {
+        self.check_secret(namespace, name)?;
+        self.shared.secrets.keep(namespace, name, &value)?;
+        let holders: Vec<_> = self
+            .shared
+            .running()
+            .iter()
+            .filter(|(_, running)| {
+                running.function.namespace == *namespace && running.secrets.contains(name)
+            })
+            .map(|(replica, running)| (replica.clone(), running.owner))
+            .collect();
+        for (replica, owner) in holders {
+            match self.shared.secrets.refresh(replica.as_str(), name, &value, owner) {
+                // It has ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let doing = format!("update secret `{name}` in replica `{replica}`");
+                    return Err(EngineError::engine(doing, error));
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<(), EngineError> {
+        self.check_secret(namespace, name)?;
+        self.shared.secrets.remove(namespace, name)
+    }
+
+    async fn list_namespaces(&self) -> Result<Vec<NamespaceInfo>, EngineError> {
+        Ok(self.namespaces.list())
+    }
+
+    async fn create_namespace(&self, namespace: NamespaceInfo) -> Result<(), EngineError> {
+        self.namespaces.create(namespace)
+    }
+
+    async fn update_namespace(&self, namespace: NamespaceInfo) -> Result<(), EngineError> {
+        self.namespaces.update(namespace)
+    }
+
+    async fn remove_namespace(&self, namespace: &Namespace) -> Result<(), EngineError> {
+        self.namespaces.check(namespace)?;
+        if *namespace == Namespace::default() {
+            let reason = format!("namespace `{namespace}` is the default one and stays");
+            return Err(EngineError::Invalid(reason));
+        }
+        // First the namespace, so that nothing new comes into it.
+        self.namespaces.remove(namespace)?;
+        let inside: Vec<_> =
+            self.lock().keys().filter(|id| id.namespace == *namespace).cloned().collect();
+        for removed in join_all(inside.iter().map(|id| self.remove(id))).await {
+            match removed {
+                Err(EngineError::UnknownFunction(_)) | Ok(()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.shared.secrets.remove_namespace(namespace).map_err(|error| {
+            EngineError::engine(format!("remove the secrets of namespace `{namespace}`"), error)
+        })
+    }
+
+    async fn shutdown(&self) {
+        self.shared.closing.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(SHUTDOWN_LIMIT, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("a container is still being started; the next start clears it away");
+        }
+    }
+}
+
+impl Drop for LocalEngine {
+    fn drop(&mut self) {
+        self.shared.closing.cancel();
+    }
+}
+
+/// Whether `revision` serves, or why it does not and will not; nothing while it may yet.
+fn verdict(
+    id: &FunctionId,
+    state: Option<&FunctionState>,
+    revision: Revision,
+) -> Option<Result<(), EngineError>> {
+    let Some(state) = state else {
+        return Some(Err(EngineError::UnknownFunction(id.clone())));
+    };
+    let not_ready = |reason: &str, log_tail: &[String]| EngineError::NotReady {
+        id: id.clone(),
+        reason: reason.to_owned(),
+        log_tail: log_tail.to_vec(),
+    };
+    if let Some(given_up) = state.given_up.as_ref().filter(|given| given.revision == revision) {
+        return Some(Err(not_ready(&given_up.reason, &given_up.log_tail)));
+    }
+    if state.newest != revision && state.serving != revision {
+        return Some(Err(EngineError::Superseded(id.clone())));
+    }
+    if state.serving != revision {
+        return None;
+    }
+    if state.ready > 0 || state.status.replicas == 0 {
+        return Some(Ok(()));
+    }
+    let failure = state.last_failure.as_ref()?;
+    (state.unproven && state.failures >= TELLING_FAILURES)
+        .then(|| Err(not_ready(&failure.reason, &failure.log_tail)))
+}

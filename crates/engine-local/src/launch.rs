@@ -1,0 +1,232 @@
+//! From an image and a spec to a running process: the steps of one start, in order.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use updraft_engine::{ReplicaId, Revision};
+use updraft_model::FunctionSpec;
+
+use crate::bundle::{self, Bundle, Limits, SECRETS};
+use crate::exit::{Process, start_time};
+use crate::image::PreparedImage;
+use crate::logs;
+use crate::options::LocalEngineOptions;
+use crate::record::ReplicaRecord;
+use crate::runtime::{Root, Run, Runtime};
+use crate::shared::Shared;
+use crate::user::{self, User};
+
+/// A container that runs, and the note that lets a later Updraft adopt it.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) process: Process,
+    pub(crate) record: ReplicaRecord,
+}
+
+/// Starts a container for one replica. What it made by the time it fails is taken back.
+///
+/// # Errors
+/// A sentence for people: what could not be done and why.
+pub(crate) async fn launch(
+    shared: &Shared,
+    replica: &ReplicaId,
+    spec: &FunctionSpec,
+    revision: Revision,
+    image: &PreparedImage,
+) -> Result<Launched, String> {
+    let begin = Instant::now();
+    let slot = shared.network.take().await?;
+    let address = slot.address;
+    let networked = begin.elapsed();
+    let launched = start(shared, replica, spec, revision, image, &slot).await;
+    if launched.is_ok() {
+        let all = begin.elapsed();
+        tracing::debug!(
+            %replica,
+            network_us = networked.as_micros(),
+            runtime_us = (all - networked).as_micros(),
+            "container started"
+        );
+    } else {
+        clear(shared, replica).await;
+        shared.network.give_back(address);
+    }
+    launched
+}
+
+async fn start(
+    shared: &Shared,
+    replica: &ReplicaId,
+    spec: &FunctionSpec,
+    revision: Revision,
+    image: &PreparedImage,
+    slot: &crate::network::Slot,
+) -> Result<Launched, String> {
+    let options = &shared.options;
+    let failed =
+        |doing: &'static str| move |error: std::io::Error| format!("cannot {doing}: {error}");
+    let user = user::resolve(&image.root, &image.process.user)?;
+    let owner = (user.uid, user.gid);
+    let folder = options.replica_folder().join(replica.as_str());
+    DirBuilder::new().mode(0o700).create(&folder).map_err(failed("make the replica's folder"))?;
+    let mut record =
+        ReplicaRecord::new(&shared.boot, spec.id.clone(), revision, slot.address, owner);
+    // Noted before it exists: a crash in between leaves something that can be found.
+    record.save(&folder).map_err(failed("note the replica"))?;
+
+    let hostname = spec.id.name.as_str();
+    let hosts = folder.join("hosts");
+    fs::write(&hosts, bundle::hosts(hostname, slot.address))
+        .map_err(failed("write its hosts file"))?;
+    let mut binds = vec![(hosts, "/etc/hosts"), (shared.resolver.clone(), "/etc/resolv.conf")];
+    if !spec.secrets.is_empty() {
+        let secrets =
+            shared.secrets.hand_out(replica.as_str(), &spec.id.namespace, &spec.secrets, owner);
+        binds.push((secrets.map_err(failed("hand out its secrets"))?, SECRETS));
+    }
+    let limits = limits_of(options, spec, shared.runtime.cgroups.swap_limit);
+    let root = Root {
+        image: image.root.clone(),
+        stage: stage(options).map_err(failed("make the folder for its root"))?,
+        bytes: options.root_bytes,
+    };
+    let contents = Bundle {
+        args: bundle::args(&image.process)?,
+        env: bundle::environment(&image.process, spec, &user),
+        working_dir: &image.process.working_dir,
+        user: &user,
+        hostname,
+        root: Root::merged(&root.stage),
+        read_only_root: spec.read_only_root,
+        network: format!("/proc/{}/fd/{}", std::process::id(), slot.namespace.as_raw_fd()),
+        cgroup: cgroup_of(options, replica.as_str()),
+        limits,
+        binds,
+    };
+    bundle::write(&folder, &contents).map_err(failed("write its bundle"))?;
+    let output = logs::create(options, &spec.id, replica).map_err(failed("make its log file"))?;
+    let run = Run { id: replica.as_str().to_owned(), bundle: folder.clone(), root, output };
+    let pid = shared.runtime.run(run).await.map_err(|error| error.to_string())?;
+    let process = Process::open(pid).map_err(failed("follow its process"))?;
+    record.process = start_time(pid).map(|started| (pid, started));
+    record.save(&folder).map_err(failed("note the replica's process"))?;
+    Ok(Launched { process, record })
+}
+
+/// Removes what a replica had on the host. Its processes are killed when there are any.
+pub(crate) async fn clear(shared: &Shared, replica: &ReplicaId) {
+    if let Err(error) = shared.runtime.delete(replica.as_str()).await {
+        tracing::warn!(%replica, %error, "the runtime keeps traces of a replica");
+    }
+    shared.secrets.take_back(replica.as_str());
+    let folder = shared.options.replica_folder().join(replica.as_str());
+    if let Err(error) = fs::remove_dir_all(&folder)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%replica, %error, "the folder of a replica stays behind");
+    }
+}
+
+/// The cgroup of one replica, as the runtime wants it named.
+pub(crate) fn cgroup_of(options: &LocalEngineOptions, replica: &str) -> String {
+    format!("/{}/{replica}", options.cgroup())
+}
+
+fn limits_of(options: &LocalEngineOptions, spec: &FunctionSpec, swap_limit: bool) -> Limits {
+    let limits = spec.limits.as_ref();
+    let memory = limits.and_then(|limits| limits.memory.as_ref());
+    let cpu = limits.and_then(|limits| limits.cpu.as_ref());
+    Limits {
+        memory_bytes: memory.map_or(0, updraft_model::MemoryQuantity::bytes),
+        swap_limit,
+        cpu_millis: cpu.map(updraft_model::CpuQuantity::millicores).filter(|millis| *millis > 0),
+        processes: options.process_limit,
+        tmp_bytes: options.tmp_bytes,
+    }
+    .or_default_memory(options.default_memory_bytes)
+}
+
+impl Limits {
+    fn or_default_memory(mut self, default: u64) -> Self {
+        if self.memory_bytes == 0 {
+            self.memory_bytes = default;
+        }
+        self
+    }
+}
+
+/// The folder on which every start mounts its root, unseen by others.
+fn stage(options: &LocalEngineOptions) -> std::io::Result<PathBuf> {
+    let stage = options.run.join("stage");
+    DirBuilder::new().recursive(true).mode(0o700).create(&stage)?;
+    Ok(stage)
+}
+
+/// Runs `/bin/true` of this machine in a container with every restriction that replicas get.
+///
+/// # Errors
+/// Why the runtime does not work here, in its own words.
+pub(crate) async fn try_out(runtime: &Runtime, options: &LocalEngineOptions) -> Result<(), String> {
+    let id = format!("try-{}-{}", runtime.name(), std::process::id());
+    let folder = options.run.join(&id);
+    let made = try_in(runtime, options, &id, &folder).await;
+    let cleared = runtime.delete(&id).await.map_err(|error| error.to_string());
+    // Nothing of value is in it, and the next start uses another.
+    let _ = fs::remove_dir_all(&folder);
+    made.and(cleared)
+}
+
+async fn try_in(
+    runtime: &Runtime,
+    options: &LocalEngineOptions,
+    id: &str,
+    folder: &Path,
+) -> Result<(), String> {
+    let failed = |error: std::io::Error| error.to_string();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let user = User { uid: 65_534, gid: 65_534, groups: Vec::new(), home: "/".to_owned() };
+    let root = Root {
+        image: PathBuf::from("/"),
+        stage: stage(options).map_err(failed)?,
+        bytes: options.root_bytes,
+    };
+    let bundle = Bundle {
+        args: vec!["/bin/true".to_owned()],
+        env: Vec::new(),
+        working_dir: "/",
+        user: &user,
+        hostname: "try",
+        root: Root::merged(&root.stage),
+        read_only_root: true,
+        // The program does nothing, so the host's network is as good as any.
+        network: "/proc/self/ns/net".to_owned(),
+        cgroup: cgroup_of(options, id),
+        limits: Limits {
+            memory_bytes: options.default_memory_bytes,
+            swap_limit: runtime.cgroups.swap_limit,
+            cpu_millis: Some(1000),
+            processes: options.process_limit,
+            tmp_bytes: options.tmp_bytes,
+        },
+        binds: Vec::new(),
+    };
+    bundle::write(folder, &bundle).map_err(failed)?;
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(folder.join("output"))
+        .map_err(failed)?;
+    let run = Run { id: id.to_owned(), bundle: folder.to_owned(), root, output };
+    let pid = runtime.run(run).await.map_err(|error| error.to_string())?;
+    match Process::open(pid).map_err(failed)?.wait().await {
+        crate::exit::Exit::Code(0) => Ok(()),
+        exit => {
+            let said = fs::read_to_string(folder.join("output")).unwrap_or_default();
+            Err(format!("a test container {exit}: {}", said.trim()))
+        }
+    }
+}

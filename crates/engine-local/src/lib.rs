@@ -1,0 +1,43 @@
+//! The local engine: replicas are containers on this machine, run by an OCI runtime.
+//!
+//! [`LocalEngine`] is the embedded implementation of the engine port. One task per function (the
+//! `controller`) compares what is desired (`record`, on disk) with what runs and starts, replaces
+//! and stops replicas; one task per replica walks the life cycle of one container (`replica`). A
+//! container is a bundle (`bundle`) that the runtime program (`runtime`) runs inside a network
+//! namespace made beforehand (`network`), in a cgroup (`cgroup`), with its output going to a
+//! file (`logs`).
+//!
+//! Replicas are not children that die with Updraft: its next start adopts them. All that a
+//! replica needs from the host beside its processes lives in memory of its own namespaces, so
+//! that nothing is left behind when it ends, whoever ends it.
+//!
+//! This crate never builds or pulls an image (it asks an [`ImageSource`]), never proxies a
+//! request, and nothing outside of it starts a container runtime for a replica.
+
+mod address;
+mod backoff;
+mod bundle;
+mod cgroup;
+mod controller;
+mod destroy;
+mod engine;
+mod exit;
+mod firewall;
+mod image;
+mod launch;
+mod logs;
+mod namespaces;
+mod network;
+mod options;
+mod private_mounts;
+mod probe;
+mod record;
+mod replica;
+mod runtime;
+mod secrets;
+mod shared;
+mod user;
+
+pub use engine::{EngineReport, LocalEngine};
+pub use image::{ImageProcess, ImageSource, PreparedImage};
+pub use options::{LocalEngineOptions, OpenError, RuntimeChoice};

@@ -1,0 +1,188 @@
+//! Answering a log query: what is there, and what comes.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use updraft_engine::{EngineError, LogLine, LogQuery, ReplicaId};
+
+use super::read::{self, Times};
+use super::{folder, older};
+use crate::shared::Shared;
+
+/// How often a followed file is looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Lines under way to a reader; one that reads slowly slows its own stream only.
+const BUFFERED: usize = 256;
+
+/// Most lines of what is there already when the query sets no number.
+const LINES_MAX: usize = 100_000;
+
+/// Most bytes taken from one file in one look.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// How far each log file was read.
+type Positions = HashMap<PathBuf, u64>;
+
+/// The lines that a query asks for.
+pub(crate) fn stream(
+    shared: &Arc<Shared>,
+    query: LogQuery,
+) -> BoxStream<'static, Result<LogLine, EngineError>> {
+    let (sender, receiver) = mpsc::channel(BUFFERED);
+    let shared = Arc::clone(shared);
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move { answer(&shared, query, sender).await });
+    futures_util::stream::unfold(receiver, |mut receiver| async {
+        Some((receiver.recv().await?, receiver))
+    })
+    .boxed()
+}
+
+async fn answer(
+    shared: &Shared,
+    query: LogQuery,
+    sender: mpsc::Sender<Result<LogLine, EngineError>>,
+) {
+    let place = folder(&shared.options, &query.id);
+    let follow = query.follow;
+    let wanted = query.clone();
+    let here = place.clone();
+    let past = tokio::task::spawn_blocking(move || past(&here, &wanted)).await;
+    let (lines, mut positions) = past.unwrap_or_default();
+    for line in lines {
+        if sender.send(Ok(line)).await.is_err() {
+            return;
+        }
+    }
+    while follow {
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = shared.closing.cancelled() => return,
+            () = sender.closed() => return,
+        }
+        let (here, wanted) = (place.clone(), query.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut lines = Vec::new();
+            news(&here, &wanted, &mut positions, &mut lines);
+            (lines, positions)
+        });
+        let Ok((lines, now)) = looked.await else { return };
+        positions = now;
+        for line in lines {
+            if sender.send(Ok(line)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn is_wanted(query: &LogQuery, replica: &str) -> bool {
+    query.instance.as_ref().is_none_or(|wanted| wanted.as_str() == replica)
+}
+
+/// What is there already, in the order of time, and how far the files were read.
+fn past(folder: &Path, query: &LogQuery) -> (Vec<LogLine>, Positions) {
+    let limit = query.tail.unwrap_or(LINES_MAX).min(LINES_MAX);
+    let mut positions = Positions::new();
+    let mut all = Vec::new();
+    for (replica, path) in read::log_files(folder) {
+        if !is_wanted(query, &replica) {
+            continue;
+        }
+        let instance = ReplicaId::new(replica);
+        let mut last = VecDeque::new();
+        for part in read::parts(&path) {
+            let Ok(bytes) = fs::read(&part) else { continue };
+            let times = Times::of(&part);
+            let mut position = 0;
+            for (end, line) in read::split(&bytes) {
+                // A line that is still being written comes with what follows it, if anything.
+                if query.follow && part == path && !line.ends_with(b"\n") {
+                    break;
+                }
+                position = end;
+                let timestamp = times.at(end);
+                if query.since.is_some_and(|since| timestamp < since) {
+                    continue;
+                }
+                if last.len() == limit {
+                    last.pop_front();
+                }
+                if limit > 0 {
+                    last.push_back(LogLine {
+                        instance: instance.clone(),
+                        timestamp,
+                        text: read::text(line),
+                    });
+                }
+            }
+            if part == path {
+                positions.insert(path.clone(), position);
+            }
+        }
+        all.extend(last);
+    }
+    // Stable: lines of one replica keep their order.
+    all.sort_by_key(|line| line.timestamp);
+    let surplus = all.len().saturating_sub(limit);
+    all.drain(..surplus);
+    (all, positions)
+}
+
+/// What came since the last look.
+fn news(folder: &Path, query: &LogQuery, positions: &mut Positions, lines: &mut Vec<LogLine>) {
+    for (replica, path) in read::log_files(folder) {
+        if !is_wanted(query, &replica) {
+            continue;
+        }
+        let instance = ReplicaId::new(replica);
+        let position = positions.entry(path.clone()).or_default();
+        let Ok(length) = fs::metadata(&path).map(|metadata| metadata.len()) else { continue };
+        if length < *position {
+            // Rotated: the rest of what was there is in the older part now.
+            if let Ok(rest) = read_from(&older(&path), *position, u64::MAX) {
+                push(&instance, &rest, true, lines);
+            }
+            *position = 0;
+        }
+        if length > *position
+            && let Ok(bytes) = read_from(&path, *position, STEP_BYTES)
+        {
+            *position += push(&instance, &bytes, bytes.len() as u64 == STEP_BYTES, lines);
+        }
+    }
+    positions.retain(|path, _| path.exists());
+}
+
+fn read_from(path: &Path, position: u64, limit: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(position))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Adds the lines in `bytes`, an unfinished last one only when asked. Returns how many bytes
+/// that were.
+fn push(instance: &ReplicaId, bytes: &[u8], unfinished: bool, lines: &mut Vec<LogLine>) -> u64 {
+    let timestamp = Timestamp::now();
+    let mut used = 0;
+    for (end, line) in read::split(bytes) {
+        let is_whole = line.ends_with(b"\n") || line.len() == super::LINE_MAX;
+        if !is_whole && !(unfinished && used == 0) {
+            break;
+        }
+        used = end;
+        lines.push(LogLine { instance: instance.clone(), timestamp, text: read::text(line) });
+    }
+    used
+}

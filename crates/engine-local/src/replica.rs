@@ -1,0 +1,272 @@
+//! One replica: a task that starts or adopts a container and walks it through its life.
+
+mod life;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use updraft_engine::{Endpoint, ReplicaId, ReplicaLoad, Revision};
+use updraft_model::{Digest, FunctionSpec};
+
+use crate::exit::{Exit, Process};
+use crate::launch::{self, Launched};
+use crate::logs;
+use crate::probe::{NotReady, PORT, Probe};
+use crate::record::ReplicaRecord;
+use crate::shared::{Running, Shared};
+use life::{Effect, Event, Life};
+
+/// How many last lines explain a failure.
+const TAIL_LINES: usize = 30;
+
+/// Why a replica failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    /// The last lines it wrote, oldest first.
+    pub(crate) log_tail: Vec<String>,
+}
+
+/// What a replica tells its function.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The content its image reference stands for.
+    Image(Revision, Digest),
+    /// It takes requests.
+    Ready(Arc<Endpoint>),
+    /// It did not become ready in time and is about to end.
+    TooLate(Failure),
+    /// It is gone. A failure when nobody had asked it to go.
+    Gone(Option<Failure>),
+}
+
+/// A replica as its function sees it.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) revision: Revision,
+    retire: watch::Sender<bool>,
+}
+
+impl Replica {
+    /// Says that it is to end, after its open requests.
+    pub(crate) fn retire(&self) {
+        self.retire.send_replace(true);
+    }
+}
+
+/// Where a replica sends its reports.
+pub(crate) type Reports = mpsc::UnboundedSender<(ReplicaId, Report)>;
+
+/// What every replica task carries.
+struct Task {
+    shared: Arc<Shared>,
+    id: ReplicaId,
+    spec: Arc<FunctionSpec>,
+    revision: Revision,
+    reports: Reports,
+    retire: watch::Receiver<bool>,
+}
+
+/// Starts a new replica.
+pub(crate) fn start(
+    shared: &Arc<Shared>,
+    id: ReplicaId,
+    spec: Arc<FunctionSpec>,
+    revision: Revision,
+    pinned: Option<Digest>,
+    reports: Reports,
+) -> Replica {
+    let (retire, retired) = watch::channel(false);
+    let task = Task { shared: Arc::clone(shared), id, spec, revision, reports, retire: retired };
+    shared.tasks.spawn(async move { task.run_new(pinned).await });
+    Replica { revision, retire }
+}
+
+/// Goes on with a replica of an earlier run of Updraft.
+pub(crate) fn adopt(
+    shared: &Arc<Shared>,
+    id: ReplicaId,
+    spec: Arc<FunctionSpec>,
+    record: ReplicaRecord,
+    process: Process,
+    reports: Reports,
+) -> Replica {
+    let (retire, retired) = watch::channel(false);
+    let revision = record.revision;
+    let task = Task { shared: Arc::clone(shared), id, spec, revision, reports, retire: retired };
+    shared.tasks.spawn(async move { task.live(Launched { process, record }).await });
+    Replica { revision, retire }
+}
+
+impl Task {
+    fn report(&self, report: Report) {
+        // A function that is gone needs no report.
+        let _ = self.reports.send((self.id.clone(), report));
+    }
+
+    fn is_retired(&self) -> bool {
+        *self.retire.borrow()
+    }
+
+    async fn run_new(self, pinned: Option<Digest>) {
+        match self.launch(pinned).await {
+            Ok(Some(launched)) => self.live(launched).await,
+            Ok(None) => self.report(Report::Gone(None)),
+            Err(reason) => {
+                self.leave();
+                let log_tail = self.log_tail().await;
+                self.report(Report::Gone(Some(Failure { reason, log_tail })));
+            }
+        }
+    }
+
+    /// Nothing when it was retired before it ran, or when Updraft is about to stop.
+    async fn launch(&self, pinned: Option<Digest>) -> Result<Option<Launched>, String> {
+        let begin = Instant::now();
+        let image = tokio::select! {
+            image = self.shared.images.prepare(&self.spec.image, pinned.as_ref()) => image?,
+            () = self.shared.closing.cancelled() => return Ok(None),
+        };
+        let prepared = begin.elapsed();
+        self.report(Report::Image(self.revision, image.id));
+        let permit = tokio::select! {
+            permit = self.shared.launches.acquire() => permit,
+            () = self.shared.closing.cancelled() => return Ok(None),
+        };
+        let Ok(_permit) = permit else { return Ok(None) };
+        if self.is_retired() {
+            return Ok(None);
+        }
+        self.enter((0, 0));
+        tracing::debug!(replica = %self.id, image_us = prepared.as_micros(), "image is ready");
+        launch::launch(&self.shared, &self.id, &self.spec, self.revision, &image).await.map(Some)
+    }
+
+    /// Walks a running container to its end, or leaves it alone when Updraft stops.
+    async fn live(mut self, launched: Launched) {
+        let Launched { process, mut record } = launched;
+        self.enter(record.owner);
+        let begin = Instant::now();
+        let options = &self.shared.options;
+        let address = SocketAddr::from((record.address, PORT));
+        let load = Arc::new(ReplicaLoad::default());
+        let probe = Probe::of(&self.spec);
+        let (seen, last_seen) = watch::channel(NotReady::Untried);
+        let mut ready: Pin<Box<dyn Future<Output = ()> + Send>> = if record.ready {
+            Box::pin(std::future::ready(()))
+        } else {
+            let probe = probe.clone();
+            Box::pin(async move { probe.until_ready(address, &seen).await })
+        };
+        let mut drained: Pin<Box<dyn Future<Output = usize> + Send>> =
+            Box::pin(std::future::pending());
+        let mut deadline = begin + options.ready_limit;
+        let mut failure = None;
+        let mut life = Life::Probing;
+        loop {
+            let mut exit = None;
+            let timed = matches!(life, Life::Probing | Life::Stopping);
+            let event = tokio::select! {
+                ended = process.wait() => { exit = Some(ended); Event::Exited }
+                () = &mut ready, if life == Life::Probing => Event::Answered,
+                _ = &mut drained, if life == Life::Draining => Event::Drained,
+                _ = self.retire.wait_for(|retired| *retired),
+                    if matches!(life, Life::Probing | Life::Ready) => Event::Retire,
+                () = sleep_until(deadline), if timed => {
+                    if life == Life::Probing { Event::TooLate } else { Event::GraceOver }
+                }
+                () = self.shared.closing.cancelled() => return,
+            };
+            let (next, effect) = life.step(event);
+            tracing::trace!(replica = %self.id, ?life, ?event, ?next, "replica moves on");
+            if event == Event::TooLate {
+                let limit = updraft_model::format_duration(options.ready_limit);
+                let reason = format!(
+                    "replica was not ready within {limit}: {}",
+                    probe.explain(&last_seen.borrow())
+                );
+                let told = Failure { reason, log_tail: self.log_tail().await };
+                self.report(Report::TooLate(told.clone()));
+                failure = Some(told);
+            }
+            life = next;
+            match effect {
+                Some(Effect::Publish) => {
+                    tracing::debug!(
+                        replica = %self.id, probe_us = begin.elapsed().as_micros(), "replica is ready"
+                    );
+                    let endpoint =
+                        Endpoint { replica: self.id.clone(), address, load: Arc::clone(&load) };
+                    self.report(Report::Ready(Arc::new(endpoint)));
+                    record.ready = true;
+                    self.note(&record);
+                }
+                Some(Effect::Drain) => {
+                    let (load, limit) = (Arc::clone(&load), options.drain_limit);
+                    drained = Box::pin(async move { load.drain(limit).await });
+                }
+                Some(Effect::Terminate) => {
+                    load.close();
+                    process.terminate();
+                    deadline = Instant::now() + options.stop_grace;
+                }
+                Some(Effect::Kill) => {
+                    process.kill();
+                    // It cannot refuse; only a stuck kernel would bring us here again.
+                    deadline = Instant::now() + Duration::from_secs(60);
+                }
+                Some(Effect::CleanUp) => {
+                    load.close();
+                    let asked = self.is_retired();
+                    if !asked && failure.is_none() {
+                        failure = Some(self.post_mortem(exit.unwrap_or(Exit::Unknown)).await);
+                    }
+                    launch::clear(&self.shared, &self.id).await;
+                    self.shared.network.give_back(record.address);
+                    self.leave();
+                    self.report(Report::Gone(failure.filter(|_| !asked)));
+                    return;
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Lets others find the replica while its container exists.
+    fn enter(&self, owner: (u32, u32)) {
+        let function = self.spec.id.clone();
+        let running = Running { function, secrets: self.spec.secrets.clone(), owner };
+        self.shared.running().insert(self.id.clone(), running);
+    }
+
+    fn leave(&self) {
+        self.shared.running().remove(&self.id);
+    }
+
+    fn note(&self, record: &ReplicaRecord) {
+        let folder: PathBuf = self.shared.options.replica_folder().join(self.id.as_str());
+        if let Err(error) = record.save(&folder) {
+            tracing::warn!(replica = %self.id, %error, "a replica's note could not be renewed");
+        }
+    }
+
+    /// Why it ended, asked while its cgroup is still there.
+    async fn post_mortem(&self, exit: Exit) -> Failure {
+        let group = launch::cgroup_of(&self.shared.options, self.id.as_str());
+        let reason = if self.shared.runtime.cgroups.memory_kills(&group) > 0 {
+            "replica ran out of memory and was killed, raise `limits.memory` or use less".to_owned()
+        } else {
+            format!("replica {exit}")
+        };
+        Failure { reason, log_tail: self.log_tail().await }
+    }
+
+    async fn log_tail(&self) -> Vec<String> {
+        logs::tail(&self.shared.options, &self.spec.id, &self.id, TAIL_LINES).await
+    }
+}

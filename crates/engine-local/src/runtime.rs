@@ -1,0 +1,278 @@
+//! The OCI runtime program: which one works here, and how it is called.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use thiserror::Error;
+
+use crate::cgroup::{Cgroups, Layout};
+use crate::options::{LocalEngineOptions, OpenError, RuntimeChoice};
+use crate::private_mounts::{UnifiedCgroup, in_private_mounts};
+
+/// Longest time one call of the runtime may take before it is ended; a start takes milliseconds.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a call of the runtime failed.
+#[derive(Debug, Error)]
+pub(crate) enum RuntimeError {
+    /// The program could not be started, or its files not be made.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The program said no.
+    #[error("{program} failed: {reason}")]
+    Failed {
+        /// Its name.
+        program: &'static str,
+        /// Its own words.
+        reason: String,
+    },
+    /// The program did not end in time.
+    #[error("{0} did not answer within 30 seconds")]
+    Hangs(&'static str),
+}
+
+/// A runtime that was seen to work on this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Runtime {
+    name: &'static str,
+    /// What it says of itself, for instance `crun version 1.8.1`.
+    pub(crate) version: String,
+    folder: PathBuf,
+    unified: UnifiedCgroup,
+    pub(crate) cgroups: Cgroups,
+}
+
+/// What is mounted for one container, seen by it alone.
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// The image's files.
+    pub(crate) image: PathBuf,
+    /// An empty folder; what is mounted on it exists in the container's namespace only.
+    pub(crate) stage: PathBuf,
+    /// Room for what the replica changes, in bytes.
+    pub(crate) bytes: u64,
+}
+
+impl Root {
+    /// Where the container's root will be.
+    pub(crate) fn merged(stage: &Path) -> PathBuf {
+        stage.join("root")
+    }
+
+    /// Lays a fresh, bounded layer in memory over the image.
+    fn mount(&self) -> io::Result<()> {
+        use nix::mount::{MsFlags, mount};
+        let data = format!("mode=0755,size={},nr_inodes=65536", self.bytes);
+        mount(Some("tmpfs"), &self.stage, Some("tmpfs"), MsFlags::empty(), Some(data.as_str()))?;
+        let (upper, work) = (self.stage.join("upper"), self.stage.join("work"));
+        let merged = Self::merged(&self.stage);
+        for folder in [&upper, &work, &merged] {
+            fs::create_dir(folder)?;
+        }
+        let lower = overlay_path(&self.image)?;
+        let data = format!(
+            "lowerdir={lower},upperdir={},workdir={},index=off,metacopy=off",
+            overlay_path(&upper)?,
+            overlay_path(&work)?
+        );
+        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        mount(Some("overlay"), &merged, Some("overlay"), flags, Some(data.as_str()))?;
+        Ok(())
+    }
+}
+
+/// The option syntax of overlay mounts gives three characters a meaning; no path of ours holds
+/// one, so one that does is refused instead of escaped.
+fn overlay_path(path: &Path) -> io::Result<&str> {
+    path.to_str()
+        .filter(|path| !path.contains([',', ':', '\\']))
+        .ok_or_else(|| io::Error::other(format!("`{}` cannot be mounted", path.display())))
+}
+
+/// One start of a container.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// The container's id.
+    pub(crate) id: String,
+    /// The folder with `config.json`; the runtime's own log goes there too.
+    pub(crate) bundle: PathBuf,
+    /// What it runs from.
+    pub(crate) root: Root,
+    /// Where its output goes.
+    pub(crate) output: File,
+}
+
+impl Runtime {
+    /// Finds a runtime that can start a container here, and says why others cannot.
+    pub(crate) async fn detect(
+        options: &LocalEngineOptions,
+    ) -> Result<(Self, Vec<String>), OpenError> {
+        let cgroups = Cgroups::detect();
+        let candidates: &[&'static str] = match options.runtime {
+            RuntimeChoice::Detect => &["crun", "runc"],
+            RuntimeChoice::Crun => &["crun"],
+            RuntimeChoice::Runc => &["runc"],
+        };
+        let mut refused = Vec::new();
+        for &name in candidates {
+            let hidden = name == "crun" && cgroups.layout == Layout::Hybrid;
+            let unified = if hidden { UnifiedCgroup::Hidden } else { UnifiedCgroup::Shown };
+            let folder = options.runtime_folder().join(name);
+            fs::create_dir_all(&folder).map_err(OpenError::file("create", &folder))?;
+            let version = match version(name).await {
+                Ok(version) => version,
+                Err(reason) => {
+                    refused.push(format!("{name}: {reason}"));
+                    continue;
+                }
+            };
+            let runtime = Self { name, version, folder, unified, cgroups: cgroups.clone() };
+            match crate::launch::try_out(&runtime, options).await {
+                Ok(()) => return Ok((runtime, refused)),
+                Err(reason) => refused.push(format!("{name}: {reason}")),
+            }
+        }
+        Err(OpenError::Runtime(refused.join("; ")))
+    }
+
+    /// The program's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.name);
+        command.arg("--root").arg(&self.folder);
+        if self.name == "crun" {
+            command.arg("--cgroup-manager=cgroupfs");
+        }
+        // Nothing of Updraft's own environment is the runtime's or the container's business.
+        let path =
+            std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+        command.env_clear().env("PATH", path).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a container and returns its first process, which is then nobody's child but ours.
+    pub(crate) async fn run(&self, run: Run) -> Result<i32, RuntimeError> {
+        let pid_file = run.bundle.join("pid");
+        let log = run.bundle.join("runtime.log");
+        let mut command = self.command();
+        let io = |doing| move |source| RuntimeError::Io { doing, source };
+        let errors = run.output.try_clone().map_err(io("share the log file"))?;
+        command
+            .arg("--log")
+            .arg(&log)
+            .arg("--log-format=json")
+            .args(["run", "--detach", "--bundle"])
+            .arg(&run.bundle)
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg(&run.id)
+            .stdout(run.output)
+            .stderr(errors);
+        let root = run.root;
+        let status = self.call(command, move || root.mount()).await?;
+        if !status {
+            let reason = complaint(&log).unwrap_or_else(|| "it gave no reason".to_owned());
+            return Err(RuntimeError::Failed { program: self.name, reason });
+        }
+        let pid = fs::read_to_string(&pid_file).map_err(io("read the process id"))?;
+        pid.trim().parse().map_err(|_| RuntimeError::Failed {
+            program: self.name,
+            reason: format!("it wrote `{}` for a process id", pid.trim()),
+        })
+    }
+
+    /// Removes what the runtime keeps of a container, killing it when it runs. One that is not
+    /// known is removed already.
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), RuntimeError> {
+        if !self.folder.join(id).exists() {
+            return Ok(());
+        }
+        let mut command = self.command();
+        command.args(["delete", "--force"]).arg(id).stdout(Stdio::null()).stderr(Stdio::null());
+        if self.call(command, || Ok(())).await? || !self.folder.join(id).exists() {
+            Ok(())
+        } else {
+            let reason = format!("container `{id}` could not be deleted");
+            Err(RuntimeError::Failed { program: self.name, reason })
+        }
+    }
+
+    /// Calls the program in a mount namespace that `prepare` has furnished. Returns whether it
+    /// ended well.
+    async fn call(
+        &self,
+        mut command: Command,
+        prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<bool, RuntimeError> {
+        let pid = Arc::new(AtomicI32::new(0));
+        let started = Arc::clone(&pid);
+        let work = in_private_mounts(self.unified, move || {
+            prepare().map_err(|error| {
+                io::Error::new(error.kind(), format!("the root could not be mounted: {error}"))
+            })?;
+            // A group of its own: a Ctrl-C in Updraft's terminal is not meant for containers.
+            let mut child = command.process_group(0).spawn()?;
+            started.store(i32::try_from(child.id()).unwrap_or(0), Ordering::SeqCst);
+            let status = child.wait();
+            started.store(0, Ordering::SeqCst);
+            Ok(status?.success())
+        });
+        match tokio::time::timeout(CALL_LIMIT, work).await {
+            Ok(result) => result
+                .map_err(|source| RuntimeError::Io { doing: "run the container runtime", source }),
+            Err(_) => {
+                let pid = pid.load(Ordering::SeqCst);
+                if pid > 0 {
+                    // It may have ended this moment; then there is nothing to end.
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+                Err(RuntimeError::Hangs(self.name))
+            }
+        }
+    }
+}
+
+/// The first line that `--version` prints.
+async fn version(name: &str) -> Result<String, String> {
+    let output = tokio::process::Command::new(name)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(CALL_LIMIT, output).await.map_err(|_| "it hangs")?;
+    match output {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            Ok(text.lines().next().unwrap_or(name).to_owned())
+        }
+        Ok(output) => Err(format!("`{name} --version` ended with {}", output.status)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err("not installed".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The last error in the runtime's own log.
+fn complaint(log: &Path) -> Option<String> {
+    let text = fs::read_to_string(log).ok()?;
+    let mut messages = text.lines().rev().filter_map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+        (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned)).flatten()
+    });
+    messages.next()
+}

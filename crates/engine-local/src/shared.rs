@@ -1,0 +1,66 @@
+//! What every task of one engine shares.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use updraft_engine::ReplicaId;
+use updraft_model::{FunctionId, SecretName};
+
+use crate::image::ImageSource;
+use crate::network::Network;
+use crate::options::LocalEngineOptions;
+use crate::record::RecordStore;
+use crate::runtime::Runtime;
+use crate::secrets::SecretStore;
+
+/// The parts of an open engine.
+pub(crate) struct Shared {
+    pub(crate) options: LocalEngineOptions,
+    pub(crate) images: Arc<dyn ImageSource>,
+    pub(crate) runtime: Runtime,
+    pub(crate) network: Network,
+    pub(crate) secrets: SecretStore,
+    pub(crate) records: RecordStore,
+    /// The `resolv.conf` that replicas see.
+    pub(crate) resolver: PathBuf,
+    /// Bounds how many containers are started at the same time.
+    pub(crate) launches: Semaphore,
+    /// Names the machine's boot.
+    pub(crate) boot: String,
+    /// Set when Updraft stops; tasks then let go of their replicas.
+    pub(crate) closing: CancellationToken,
+    /// Every task of this engine, waited for at the end.
+    pub(crate) tasks: TaskTracker,
+    /// Replicas whose containers exist or are being made.
+    pub(crate) running: Mutex<BTreeMap<ReplicaId, Running>>,
+}
+
+/// What others than its task need to know of a replica that runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Running {
+    pub(crate) function: FunctionId,
+    pub(crate) secrets: Vec<SecretName>,
+    /// User and group that own its secret files.
+    pub(crate) owner: (u32, u32),
+}
+
+impl Shared {
+    pub(crate) fn running(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_running(&self, replica: &str) -> bool {
+        self.running().contains_key(&ReplicaId::new(replica))
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
+    }
+}
