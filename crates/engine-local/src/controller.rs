@@ -179,16 +179,16 @@ impl Controller {
                         let answer = self.apply(*spec, wake, image, secrets);
                         self.reconcile();
                         // A caller that left does not need the answer.
-                        let _ = reply.send(answer);
+                        drop(reply.send(answer));
                     }
                     Some(Command::Scale { replicas, reply }) => {
                         let answer = self.scale(replicas);
-                        let _ = reply.send(answer);
+                        drop(reply.send(answer));
                     }
                     Some(Command::Remove { reply }) => {
                         let answer = self.remove();
                         let removed = answer.is_ok();
-                        let _ = reply.send(answer);
+                        drop(reply.send(answer));
                         if removed {
                             drop(inbox);
                             return self.wind_up(reported).await;

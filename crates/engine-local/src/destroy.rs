@@ -93,7 +93,7 @@ impl LocalEngine {
             let options = LocalEngineOptions::new(instance.clone(), data, &folder);
             Self::destroy(&options).await?;
             // Only when nobody else has something in it.
-            let _ = fs::remove_dir(&folder);
+            drop(fs::remove_dir(&folder));
             destroyed.push(instance);
         }
         Ok(destroyed)

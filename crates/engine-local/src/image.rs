@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use updraft_images::{Image, ImageStore};
 use updraft_model::{Digest, ImageRef};
 
 /// The process that an image declares.
@@ -50,4 +51,55 @@ pub trait ImageSource: Send + Sync + std::fmt::Debug + 'static {
         image: &ImageRef,
         pinned: Option<&Digest>,
     ) -> Result<PreparedImage, String>;
+}
+
+#[async_trait]
+impl ImageSource for ImageStore {
+    async fn resolve(&self, image: &ImageRef) -> Result<Option<Digest>, String> {
+        let found = Self::resolve(self, image).await.map_err(|error| chain(&error))?;
+        Ok(found.map(|image| image.id))
+    }
+
+    async fn prepare(
+        &self,
+        image: &ImageRef,
+        pinned: Option<&Digest>,
+    ) -> Result<PreparedImage, String> {
+        let found = match pinned {
+            // The store finds an image by its id below any name.
+            Some(id) => match format!("x@{id}").parse() {
+                Ok(by_id) => Self::resolve(self, &by_id).await.map_err(|error| chain(&error))?,
+                Err(_) => None,
+            },
+            None => None,
+        };
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let progress = |line: &str| tracing::info!(%image, line, "fetching an image");
+                self.ensure(image, &progress).await.map_err(|error| chain(&error))?
+            }
+        };
+        let root = self.mount(&found).await.map_err(|error| chain(&error))?;
+        let Image { id, config, .. } = found;
+        let process = ImageProcess {
+            env: config.env,
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+            user: config.user,
+            working_dir: config.working_dir,
+        };
+        Ok(PreparedImage { id, root, process })
+    }
+}
+
+/// An error with its causes, as one sentence.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

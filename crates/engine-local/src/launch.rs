@@ -175,7 +175,7 @@ pub(crate) async fn try_out(runtime: &Runtime, options: &LocalEngineOptions) -> 
     let made = try_in(runtime, options, &id, &folder).await;
     let cleared = runtime.delete(&id).await.map_err(|error| error.to_string());
     // Nothing of value is in it, and the next start uses another.
-    let _ = fs::remove_dir_all(&folder);
+    drop(fs::remove_dir_all(&folder));
     made.and(cleared)
 }
 

@@ -91,7 +91,7 @@ pub(crate) fn prune(folder: &Path, kept: usize, runs: impl Fn(&str) -> bool) {
 pub(crate) fn remove_all(folder: &Path, runs: impl Fn(&str) -> bool) {
     prune(folder, 0, runs);
     // Fails when a newer function of the same name has files there, which is right.
-    let _ = fs::remove_dir(folder);
+    drop(fs::remove_dir(folder));
 }
 
 fn remove(path: &Path) {

@@ -209,7 +209,7 @@ async fn new_namespace() -> io::Result<(OwnedFd, Handle)> {
         // The firewall drops IPv6 anyway; without it no replica wastes time on trying. Where the
         // kernel has none, the files are missing and all is well.
         for scope in ["all", "default"] {
-            let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
+            drop(fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1"));
         }
         let namespace = OwnedFd::from(fs::File::open("/proc/thread-self/ns/net")?);
         let entered = runtime.enter();
@@ -397,7 +397,7 @@ pub(crate) async fn destroy(options: &LocalEngineOptions) -> Result<(), OpenErro
         }
         for port in ports {
             // One whose replica just ended may be gone by now.
-            let _ = host.link().del(port).execute().await;
+            drop(host.link().del(port).execute().await);
         }
         host.link().del(index).execute().await.map_err(failed())?;
     }

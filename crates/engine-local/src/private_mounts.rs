@@ -49,7 +49,7 @@ pub(crate) async fn on_own_thread<T: Send + 'static>(
     let (done, result) = oneshot::channel();
     thread::Builder::new().name(name.to_owned()).spawn(move || {
         // The receiver is gone when the caller gave up; then nobody wants the result.
-        let _ = done.send(work());
+        drop(done.send(work()));
     })?;
     result.await.unwrap_or_else(|_| Err(io::Error::other("the worker thread panicked")))
 }

@@ -106,7 +106,7 @@ pub(crate) fn adopt(
 impl Task {
     fn report(&self, report: Report) {
         // A function that is gone needs no report.
-        let _ = self.reports.send((self.id.clone(), report));
+        drop(self.reports.send((self.id.clone(), report)));
     }
 
     fn is_retired(&self) -> bool {

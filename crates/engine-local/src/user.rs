@@ -39,7 +39,7 @@ fn read(root: &Path, path: &str) -> String {
     let mut bytes = Vec::new();
     if let Ok(file) = opened {
         // A file that cannot be read names nobody, like one that is missing.
-        let _ = File::from(file).take(FILE_MAX).read_to_end(&mut bytes);
+        drop(File::from(file).take(FILE_MAX).read_to_end(&mut bytes));
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -46,7 +46,9 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
                     }
                 };
             }
-            ended.iter().for_each(|path| drop(seen.remove(path)));
+            for path in &ended {
+                seen.remove(path);
+            }
             seen
         });
         seen = looked.await.unwrap_or_default();
