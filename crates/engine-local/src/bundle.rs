@@ -117,6 +117,7 @@ impl Bundle<'_> {
     /// The bundle's `config.json`.
     pub(crate) fn config(&self) -> Value {
         let env: Vec<_> = self.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let open_files = open_files();
         let cwd = if self.working_dir.starts_with('/') { self.working_dir } else { "/" };
         json!({
             "ociVersion": "1.0.2",
@@ -137,7 +138,7 @@ impl Bundle<'_> {
                     "permitted": [], "ambient": [],
                 },
                 "rlimits": [
-                    { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES },
+                    { "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files },
                     { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
                 ],
             },
@@ -214,6 +215,12 @@ impl Limits {
         }
         resources
     }
+}
+
+/// Not above what Updraft itself has: where it may not raise a limit, neither may a runtime.
+fn open_files() -> u64 {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)
 }
 
 fn seccomp() -> Value {
