@@ -127,6 +127,10 @@ fn remove_hop_headers(headers: &mut HeaderMap) {
     if !headers.keys().any(is_of_the_hop) {
         return;
     }
+    // Of two lengths the chunks count; the other must not reach the next reader.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     let listed: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -154,29 +158,19 @@ fn remove_hop_headers(headers: &mut HeaderMap) {
     }
 }
 
-/// Why a request cannot be passed on as it is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Ambiguous(pub(crate) &'static str);
-
 /// Makes the caller's headers the ones for the replica.
-///
-/// # Errors
-/// The request says two things about its length; it must not be passed on.
 pub(crate) fn prepare_request<B>(
     request: &mut Request<B>,
     caller: &Caller,
     trusted: bool,
     marks: &Marks,
     upgrade: Option<&HeaderValue>,
-) -> Result<(), Ambiguous> {
+) {
     let version = request.version();
     let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
     *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
 
-    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
-        return Err(Ambiguous("the request has both Content-Length and Transfer-Encoding"));
-    }
     let wants_trailers = headers.contains_key(TE) && lists(headers, &TE, "trailers");
     remove_hop_headers(headers);
     // The server answers `100 Continue` itself as soon as a replica reads the body.
@@ -218,7 +212,6 @@ pub(crate) fn prepare_request<B>(
     headers.insert(FORWARDED_FOR, chain);
     headers.insert(CALL_ID, marks.call_id.clone());
     headers.insert(START_TIME, marks.start.clone());
-    Ok(())
 }
 
 /// The chain of addresses so far with ours at the end.
@@ -255,9 +248,6 @@ pub(crate) fn prepare_response<B>(
         .flatten();
     *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(CONTENT_LENGTH);
-    }
     remove_hop_headers(headers);
     if let Some(protocol) = upgraded {
         headers.insert(UPGRADE, protocol);

@@ -205,8 +205,7 @@ impl Invoker {
                 let reason = "CONNECT is not served here";
                 return Err(Failure::invoke(StatusCode::METHOD_NOT_ALLOWED, name, reason));
             }
-            headers::prepare_request(&mut request, caller, trusted, marks, upgrade.as_ref())
-                .map_err(|why| Failure::invoke(StatusCode::BAD_REQUEST, name, why.0))?;
+            headers::prepare_request(&mut request, caller, trusted, marks, upgrade.as_ref());
             *request.uri_mut() = uri;
             Ok(())
         });

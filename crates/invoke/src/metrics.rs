@@ -153,7 +153,7 @@ impl Collector for FunctionsCollector {
                 let buckets: Vec<(f64, u64)> = BOUNDS
                     .iter()
                     .map(|bound| *bound as f64 / 1e6)
-                    .chain([f64::MAX])
+                    .chain([f64::INFINITY])
                     .zip(outcomes.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)))
                     .collect();
                 let count = buckets.iter().map(|(_, count)| count).sum();
