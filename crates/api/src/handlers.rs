@@ -2,6 +2,7 @@
 
 pub(crate) mod builds;
 pub(crate) mod functions;
+pub(crate) mod git;
 pub(crate) mod pushes;
 pub(crate) mod secrets;
 pub(crate) mod server;

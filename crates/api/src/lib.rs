@@ -19,6 +19,7 @@ use std::sync::Arc;
 use axum::Router;
 use updraft_engine::{Engine, Version};
 use updraft_model::{FunctionName, OwnerName};
+use updraft_source::git::{GitServer, PushSink};
 use updraft_store::Store;
 
 pub use access::Access;
@@ -36,6 +37,10 @@ pub struct ApiParts {
     pub engine: Arc<dyn Engine>,
     /// Tells who is calling.
     pub access: updraft_store::access::Access,
+    /// The git endpoint.
+    pub git: GitServer,
+    /// Who is told about pushes that come through git.
+    pub sink: Arc<dyn PushSink>,
     /// Where a function of an owner is called.
     pub url: FunctionUrl,
     /// Address of the OpenFaaS gateway, such as `http://127.0.0.1:8080`, without a slash at the

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
-use crate::handlers::{builds, functions, pushes, secrets, server, tokens};
+use crate::handlers::{builds, functions, git, pushes, secrets, server, tokens};
 
 /// One route as it is declared, for tests and documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Route {
     pub access: Access,
 }
 
-/// Every route that the API serves, git's apart.
+/// Every route that the system host serves.
 pub fn routes() -> Vec<Route> {
     table().into_iter().map(|(route, _)| route).collect()
 }
@@ -46,7 +46,7 @@ where
 }
 
 fn table() -> Vec<Entry> {
-    use Access::{Admin, Anyone, Known, OwnerInPath};
+    use Access::{Admin, Anyone, Git, Known, OwnerInPath};
     const GET: Method = Method::GET;
     const PUT: Method = Method::PUT;
     const POST: Method = Method::POST;
@@ -82,6 +82,8 @@ fn table() -> Vec<Entry> {
         entry(GET, "/api/v1/tokens", Admin, tokens::list),
         entry(POST, "/api/v1/tokens", Admin, tokens::create),
         entry(DELETE, "/api/v1/tokens/{token}", Admin, tokens::revoke),
+        entry(GET, "/git/{owner}/{repository}/{*path}", Git, git::serve),
+        entry(POST, "/git/{owner}/{repository}/{*path}", Git, git::serve),
     ]
 }
 

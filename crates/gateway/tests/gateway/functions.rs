@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Gateway, id};
+use crate::harness::Gateway;
 
 const FUNCTIONS: &str = "/system/functions";
 
@@ -101,7 +101,7 @@ async fn put_is_404_for_an_absent_function_and_replaces_a_present_one() {
     let gateway = Gateway::new().await;
     let first = r#"{"service":"f","image":"one","envVars":{"a":"1"},"labels":{"l":"1"}}"#;
     gateway.call("PUT", FUNCTIONS, first).await.fails_with(404, "f.openfaas-fn");
-    assert!(gateway.engine.spec(&id("f")).is_none());
+    gateway.get("/system/function/f").await.succeeds(404);
     gateway.deploy(first).await;
     gateway.call("PUT", FUNCTIONS, r#"{"service":"f","image":"two"}"#).await.succeeds(202);
     let read = gateway.get("/system/function/f").await.json();

@@ -81,11 +81,6 @@ impl MemoryEngine {
         drop(self.written.send((id.clone(), line)));
     }
 
-    /// What the function was last asked to be.
-    pub(crate) fn spec(&self, id: &FunctionId) -> Option<FunctionSpec> {
-        self.state.lock().unwrap().functions.get(id).map(|status| status.spec.clone())
-    }
-
     /// A secret's bytes.
     pub(crate) fn secret(&self, namespace: &str, name: &str) -> Option<Vec<u8>> {
         let key = (namespace.parse().unwrap(), name.parse().unwrap());

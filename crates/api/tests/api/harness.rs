@@ -1,0 +1,160 @@
+//! A system host with two owners over an engine that only remembers.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use updraft_api::client::{Client, ClientError, Credentials, ServerAddress};
+use updraft_api::{ApiParts, router};
+use updraft_engine::{Engine, Version, Wake};
+use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
+use updraft_source::git::{GitServer, GitServerOptions, Push, PushProgress, PushSink, PushVerdict};
+use updraft_store::access::Access;
+use updraft_store::{Build, NewBuild, NewPush, NewRelease, PinnedTo, PushId, Release, Store};
+
+use crate::memory_engine::MemoryEngine;
+
+pub(crate) const PASSWORD: &str = "the-password";
+
+/// Takes every push, remembers it and says so.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered(pub(crate) Mutex<Vec<Push>>);
+
+#[async_trait::async_trait]
+impl PushSink for Remembered {
+    async fn pushed(&self, push: Push) -> PushProgress {
+        self.0.lock().unwrap().push(push);
+        PushProgress::done(&["seen by the sink"], PushVerdict::accepted())
+    }
+}
+
+pub(crate) struct Host {
+    pub(crate) folder: TempDir,
+    pub(crate) store: Store,
+    pub(crate) engine: Arc<MemoryEngine>,
+    pub(crate) sink: Arc<Remembered>,
+    pub(crate) router: Router,
+    pub(crate) address: SocketAddr,
+    pub(crate) alice_token: String,
+    pub(crate) bob_token: String,
+}
+
+impl Host {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("password"), PASSWORD).unwrap();
+        let store = Store::open(&path("updraft.db"), &path("blobs")).unwrap();
+        let token = async |owner: &str| {
+            let made = store.create_token(&self::owner(owner), "test").await.unwrap();
+            made.secret.expose().to_owned()
+        };
+        let (alice_token, bob_token) = (token("alice").await, token("bob").await);
+        let engine = MemoryEngine::new();
+        let sink = Arc::new(Remembered::default());
+        let router = router(ApiParts {
+            store: store.clone(),
+            engine: engine.clone(),
+            access: Access::open(store.clone(), &path("password")).unwrap(),
+            git: GitServer::new(GitServerOptions::new(path("git"))).await.unwrap(),
+            sink: sink.clone(),
+            url: Arc::new(|owner, name| format!("http://{owner}.localhost:8080/{name}")),
+            gateway_url: "http://127.0.0.1:8080".to_owned(),
+            root: "localhost".to_owned(),
+            version: Version { release: "0.1.0".to_owned(), sha: "0123abc".to_owned() },
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(axum::serve(listener, router.clone()).into_future());
+        Self { folder, store, engine, sink, router, address, alice_token, bob_token }
+    }
+
+    pub(crate) fn client(&self, secret: &str) -> Client {
+        let credentials = Credentials::Bearer(secret.to_owned());
+        Client::new(ServerAddress::from(self.address), credentials)
+    }
+
+    pub(crate) fn admin(&self) -> Client {
+        self.client(PASSWORD)
+    }
+
+    pub(crate) fn alice(&self) -> Client {
+        self.client(&self.alice_token)
+    }
+
+    /// A push of the owner that is recorded, with its functions declared.
+    pub(crate) async fn record_push(&self, owner: &OwnerName, functions: &[&str]) -> PushId {
+        let push = NewPush {
+            owner: owner.clone(),
+            repository: "site".parse().unwrap(),
+            reference: "refs/heads/main".to_owned(),
+            commit: "c".repeat(40),
+            upload: None,
+        };
+        let id = self.store.record_push(push).await.unwrap().id;
+        let functions = functions.iter().map(|name| self::name(name)).collect();
+        self.store.claim_functions(owner, &"site".parse().unwrap(), functions).await.unwrap();
+        id
+    }
+
+    /// A release of the function that runs and is live.
+    pub(crate) async fn release(
+        &self,
+        owner: &OwnerName,
+        function: &str,
+        pinned: PinnedTo,
+    ) -> Release {
+        let push = self.record_push(owner, &[function]).await;
+        let function = name(function);
+        let id = FunctionId::in_default(owner.visible_name(&function).unwrap());
+        let mut spec = FunctionSpec::new(id, "localhost/x:1".parse().unwrap());
+        spec.labels.insert(labels::GIT_OWNER.to_owned(), owner.to_string());
+        spec.labels.insert(labels::GIT_REPO.to_owned(), "site".to_owned());
+        spec.labels.insert(labels::GIT_SHA.to_owned(), "c".repeat(40));
+        let release = NewRelease {
+            push,
+            owner: owner.clone(),
+            function: function.clone(),
+            commit: "c".repeat(40),
+            image_id: Some(Digest::from_bytes([7; 32])),
+            spec: spec.clone(),
+        };
+        let release = self.store.create_releases(vec![release]).await.unwrap().remove(0);
+        self.store.set_live(owner, &function, release.number, pinned).await.unwrap();
+        self.engine.apply(spec, Wake::Keep).await.unwrap();
+        release
+    }
+
+    /// A build of the function that runs.
+    pub(crate) async fn build(&self, owner: &OwnerName, function: &str) -> Build {
+        let push = self.record_push(owner, &[function]).await;
+        let key = Digest::from_bytes([1; 32]);
+        let build = NewBuild { push, owner: owner.clone(), function: name(function), key };
+        self.store.start_build(build).await.unwrap()
+    }
+}
+
+pub(crate) fn owner(name: &str) -> OwnerName {
+    name.parse().unwrap()
+}
+
+pub(crate) fn name(name: &str) -> FunctionName {
+    name.parse().unwrap()
+}
+
+/// Asserts a refusal with this status whose text holds `part`.
+pub(crate) fn refused<T>(result: Result<T, ClientError>, status: u16, part: &str) {
+    let error = result.err().unwrap();
+    assert_eq!(error.status().map(|status| status.as_u16()), Some(status), "{error}");
+    assert!(error.to_string().contains(part), "{error}");
+}
+
+/// The future's output, unless it takes longer than anything here may.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
