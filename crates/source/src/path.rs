@@ -137,7 +137,8 @@ pub(crate) fn open_root(root: &Path) -> std::io::Result<OwnedFd> {
 
 fn open_beneath(root: impl AsFd, path: &RelativePath, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // Without O_NOFOLLOW: `NO_SYMLINKS` refuses a link at the end as well, and says that it is one.
+    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
     loop {
         match rustix::fs::openat2(&root, path.as_str(), flags, Mode::empty(), resolve) {
             // A rename elsewhere in the tree raced with the walk; the kernel asks to try again.
@@ -162,7 +163,7 @@ pub(crate) fn open_folder(root: impl AsFd, path: &RelativePath) -> Result<OwnedF
     open_beneath(root, path, OFlags::DIRECTORY).map_err(|errno| open_error(path, errno, "folder"))
 }
 
-/// Opens a regular file beneath `root`, never through a link; `None` when it is something else.
+/// Opens a regular file beneath `root`, never through a link; also gives its size.
 pub(crate) fn open_file(root: impl AsFd, path: &RelativePath) -> Result<(File, u64), OpenError> {
     // A FIFO would block an open for reading until somebody writes.
     let file = open_beneath(root, path, OFlags::NONBLOCK)

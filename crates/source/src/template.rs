@@ -58,6 +58,7 @@ pub struct Template {
     pub process: Option<String>,
     /// What to tell somebody who just made a function of this language.
     pub welcome: String,
+    sample_folders: Vec<String>,
     build_options: Vec<(String, Vec<String>)>,
     origin: Origin,
 }
@@ -192,7 +193,12 @@ impl Template {
         let Origin::Embedded(folder) = self.origin else { return Vec::new() };
         let mut files = Vec::new();
         each_file(folder, "", &mut |path, content, executable| {
+            let shared = |folder: &String| {
+                path.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
+            };
             if let Some(path) = path.strip_prefix("function/") {
+                files.push(SampleFile { path: path.to_owned(), content, executable });
+            } else if self.sample_folders.iter().any(shared) {
                 files.push(SampleFile { path: path.to_owned(), content, executable });
             }
         });

@@ -177,7 +177,11 @@ struct Place<'p> {
 }
 
 fn join(folder: &str, name: &str) -> String {
-    if folder.is_empty() || folder == "." { name.to_owned() } else { format!("{folder}/{name}") }
+    match (folder, name) {
+        ("" | ".", _) => name.to_owned(),
+        (_, "") => folder.to_owned(),
+        _ => format!("{folder}/{name}"),
+    }
 }
 
 impl<'a> Copier<'a> {

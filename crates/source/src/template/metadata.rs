@@ -16,6 +16,7 @@ pub(super) fn read(name: &str, file: &str, text: &str) -> Result<Template, Diagn
         handler_folder: "function".to_owned(),
         process: None,
         welcome: String::new(),
+        sample_folders: Vec::new(),
         build_options: Vec::new(),
         origin: Origin::Repository(RelativePath::new(".").map_err(|error| {
             Diagnostic::new(file, text, Position::default(), error.to_string())
@@ -49,6 +50,7 @@ pub(super) fn read(name: &str, file: &str, text: &str) -> Result<Template, Diagn
                         if path.is_root() { String::new() } else { path.to_string() };
                 }
             }
+            "sample_folders" => template.sample_folders = file.texts(entry.node)?,
             "build_options" => template.build_options = file.build_options(entry.node)?,
             _ => {}
         }
