@@ -1,0 +1,31 @@
+//! From push to ready: one durable state machine that plans, builds, releases and deploys.
+//!
+//! A push comes in recorded, is checked out, planned, built, released and deployed, one state
+//! after the other ([`step`]); each state is on the disk before anything relies on it, and a new
+//! start resumes where the last one was killed. One story of events ([`PushEvent`]) tells
+//! everybody the same. The pipeline asks `source` for files, a builder for images and an engine
+//! for running functions; it speaks no HTTP, authorises nobody, and is never on a request's way.
+
+mod detail;
+mod error;
+mod event;
+mod git_sink;
+mod hint;
+mod journal;
+mod lanes;
+mod locks;
+mod options;
+mod pipeline;
+mod point;
+pub mod render;
+mod run;
+mod slots;
+mod spec;
+pub mod step;
+
+pub use error::{RemoveError, RollbackError, StartError, SubmitError};
+pub use event::{FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind, Verdict};
+pub use git_sink::GitSink;
+pub use options::{PipelineOptions, PipelineParts, UrlOf};
+pub use pipeline::{Origin, Pipeline, PushRequest};
+pub use updraft_store::{PushId, PushState};
