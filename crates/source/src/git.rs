@@ -6,6 +6,7 @@
 //! Packs and objects are only ever parsed by git itself, never here; nothing that a repository
 //! contains is executed, and nothing is written outside the folders given.
 
+mod answer;
 mod body;
 mod checkout;
 mod commands;
@@ -19,6 +20,7 @@ mod receive;
 mod report;
 mod repository;
 mod serve;
+pub mod upload;
 
 use std::io;
 use std::path::PathBuf;

@@ -4,8 +4,8 @@
 //! beneath the folder they belong to, links cannot leave it. Nothing here builds or runs anything.
 
 pub mod context;
-pub mod git;
 mod diagnostic;
+pub mod git;
 mod path;
 pub mod stack;
 pub mod template;

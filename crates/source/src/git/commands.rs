@@ -105,9 +105,10 @@ impl HeadReader {
     ) -> Result<Option<(PushHead, usize)>, CommandsError> {
         while self.section != Section::Done {
             let Some((packet, length)) = pktline::first(&buffer[self.consumed..])? else {
-                return match buffer.len() > MAX_HEAD_BYTES {
-                    true => Err(CommandsError::TooLong),
-                    false => Ok(None),
+                return if buffer.len() > MAX_HEAD_BYTES {
+                    Err(CommandsError::TooLong)
+                } else {
+                    Ok(None)
                 };
             };
             self.consumed += length;
@@ -122,9 +123,10 @@ impl HeadReader {
     fn step(&mut self, packet: Packet<'_>) -> Result<(), CommandsError> {
         match (self.section, packet) {
             (Section::Commands, Packet::Flush) => {
-                self.section = match self.head.capabilities.push_options {
-                    true => Section::Options,
-                    false => Section::Done,
+                self.section = if self.head.capabilities.push_options {
+                    Section::Options
+                } else {
+                    Section::Done
                 };
                 Ok(())
             }

@@ -43,10 +43,7 @@ pub(super) struct PacketError;
 /// are needed to tell.
 pub(super) fn first(buffer: &[u8]) -> Result<Option<(Packet<'_>, usize)>, PacketError> {
     let Some(digits) = buffer.first_chunk::<4>() else {
-        return match buffer.iter().all(u8::is_ascii_hexdigit) {
-            true => Ok(None),
-            false => Err(PacketError),
-        };
+        return if buffer.iter().all(u8::is_ascii_hexdigit) { Ok(None) } else { Err(PacketError) };
     };
     if !digits.iter().all(u8::is_ascii_hexdigit) {
         return Err(PacketError);

@@ -137,10 +137,7 @@ pub(super) async fn adopt_head(
 
 /// Refuses what is no full object id, before it gets near a command line.
 pub(super) fn check_commit(commit: &str) -> Result<(), GitError> {
-    match is_object_id(commit) {
-        true => Ok(()),
-        false => Err(GitError::NoCommit { commit: readable(commit) }),
-    }
+    if is_object_id(commit) { Ok(()) } else { Err(GitError::NoCommit { commit: readable(commit) }) }
 }
 
 fn missing(commit: &str, complaint: &str) -> GitError {

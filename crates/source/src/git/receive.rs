@@ -21,25 +21,22 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use updraft_model::{OwnerName, RepositoryName};
 
+use super::answer::{Answer, follow};
 use super::body::{BodyError, RequestBody};
 use super::commands::{CommandsError, HeadReader, PushHead};
 use super::pktline::{self, Band};
 use super::program::{RunningGit, read_complaint};
-use super::push::{Push, PushProgress, PushSink, PushVerdict, RefUpdate};
-use super::report::{Report, terminal_bytes, terminal_line};
+use super::push::{Push, PushSink, PushVerdict, RefUpdate};
+use super::report::Report;
 use super::repository::{is_repository, size};
 use super::serve::{Service, full, kernel_limits, respond, service_command, text};
 use super::{GitBody, GitError, Inner, output::Output, query};
 
 const CONTENT_TYPE: &str = "application/x-git-receive-pack-result";
-
-/// How often a quiet answer shows that it is alive; proxies give up after 30 to 60 seconds.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// How long the rest of a refused push is read and thrown away. A client shows our reason only
 /// after it has sent all; one that takes longer sees a broken connection.
@@ -47,9 +44,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Most of git's own messages kept until the answer begins.
 const EARLY_BYTES: usize = 64 * 1024;
-
-/// Longest line passed to the terminal.
-const MAX_LINE_CHARACTERS: usize = 4096;
 
 /// Everything a push needs to know about its place.
 pub(super) struct Receiving {
@@ -96,15 +90,11 @@ pub(super) async fn receive(
             return;
         }
     };
-    let (tx, rx) = mpsc::channel(16);
+    let idle_limit = push.inner.options.idle_limit;
+    let (answer, rx) = Answer::new(taken.head.capabilities.side_band, idle_limit);
     let frames = ReceiverStream::new(rx).map(|bytes| Ok(Frame::data(bytes)));
-    let answer = respond(StatusCode::OK, CONTENT_TYPE, StreamBody::new(frames).boxed_unsync());
-    let _gone = response.send(answer);
-    let answer = Answer {
-        tx: Some(tx),
-        side_band: taken.head.capabilities.side_band,
-        idle_limit: push.inner.options.idle_limit,
-    };
+    let body = StreamBody::new(frames).boxed_unsync();
+    let _gone = response.send(respond(StatusCode::OK, CONTENT_TYPE, body));
     finish(push, taken, answer).await;
 }
 
@@ -135,15 +125,14 @@ impl Refusal {
     fn report(head: &PushHead, reason: &str) -> Self {
         let references = head.commands.iter().map(|command| command.reference.as_str());
         let report = Report::failure(reason, references).to_bytes();
-        let bytes = match head.capabilities.side_band {
-            true => {
-                let mut out = BytesMut::new();
-                pktline::put_band(&mut out, Band::Progress, format!("{reason}\n").as_bytes());
-                pktline::put_band(&mut out, Band::Data, &report);
-                out.extend_from_slice(pktline::FLUSH);
-                out
-            }
-            false => report,
+        let bytes = if head.capabilities.side_band {
+            let mut out = BytesMut::new();
+            pktline::put_band(&mut out, Band::Progress, format!("{reason}\n").as_bytes());
+            pktline::put_band(&mut out, Band::Data, &report);
+            out.extend_from_slice(pktline::FLUSH);
+            out
+        } else {
+            report
         };
         Self { response: respond(StatusCode::OK, CONTENT_TYPE, full(bytes.freeze())), drain: true }
     }
@@ -263,13 +252,11 @@ async fn read_head(body: &mut RequestBody) -> Result<(PushHead, Bytes), Refusal>
         if let Some((head, _)) = reader.advance(&received)? {
             return Ok((head, received.freeze()));
         }
-        match body.next().await? {
-            Some(piece) => received.extend_from_slice(&piece),
-            None => {
-                let message = "the request broke off, push again";
-                return Err(Refusal::status(StatusCode::BAD_REQUEST, message));
-            }
-        }
+        let Some(piece) = body.next().await? else {
+            let message = "the request broke off, push again";
+            return Err(Refusal::status(StatusCode::BAD_REQUEST, message));
+        };
+        received.extend_from_slice(&piece);
     }
 }
 
@@ -349,7 +336,7 @@ async fn finish(push: Receiving, taken: Taken, mut answer: Answer) {
         let progress = push.sink.pushed(message).await;
         drop(turn);
         let verdict = follow(progress, &mut answer, push.inner.options.progress_limit).await;
-        apply(&mut report, verdict);
+        apply(&mut report, verdict.as_ref());
     }
     answer.report(&report).await;
 }
@@ -367,9 +354,9 @@ async fn end_git(
     let ending = async {
         while let Some(progress) = output.next_progress().await {
             if progress.is_empty() {
-                answer.keep_alive().await
+                answer.keep_alive().await;
             } else {
-                answer.progress(&progress).await
+                answer.progress(&progress).await;
             }
         }
         git.wait().await
@@ -406,55 +393,11 @@ fn moved(head: &PushHead, report: &Report) -> Vec<RefUpdate> {
         .collect()
 }
 
-/// Passes the sink's lines to the terminal until the verdict.
-async fn follow(
-    mut progress: PushProgress,
-    answer: &mut Answer,
-    limit: Duration,
-) -> Option<PushVerdict> {
-    let deadline = Instant::now() + limit;
-    let mut keep_alive = tokio::time::interval(KEEP_ALIVE);
-    keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    keep_alive.reset();
-    let still_going = "still going on: it is not waited for any longer";
-    loop {
-        tokio::select! {
-            line = progress.next_line() => match line {
-                Some(line) => {
-                    answer.line(&line).await;
-                    keep_alive.reset();
-                }
-                None => break,
-            },
-            _ = keep_alive.tick() => answer.keep_alive().await,
-            () = tokio::time::sleep_until(deadline) => {
-                answer.line(still_going).await;
-                return Some(PushVerdict::accepted());
-            }
-        }
-        if answer.client_left() {
-            // Nobody reads the verdict. The work behind the progress goes on.
-            return None;
-        }
-    }
-    let mut verdict = std::pin::pin!(progress.verdict());
-    loop {
-        tokio::select! {
-            verdict = &mut verdict => return verdict,
-            _ = keep_alive.tick() => answer.keep_alive().await,
-            () = tokio::time::sleep_until(deadline) => {
-                answer.line(still_going).await;
-                return Some(PushVerdict::accepted());
-            }
-        }
-    }
-}
-
 /// Turns the refs whose deployment failed from `ok` to `ng`.
-fn apply(report: &mut Report, verdict: Option<PushVerdict>) {
+fn apply(report: &mut Report, verdict: Option<&PushVerdict>) {
     let lost = "the server lost sight of the deployment, look at it with `updraft list`";
     for entry in &mut report.refs {
-        let failure = match &verdict {
+        let failure = match verdict {
             None => Some(lost),
             Some(verdict) => verdict
                 .failed
@@ -464,64 +407,6 @@ fn apply(report: &mut Report, verdict: Option<PushVerdict>) {
         };
         if let (Some(reason), true) = (failure, entry.outcome.is_ok()) {
             entry.outcome = Err(reason.to_owned());
-        }
-    }
-}
-
-/// The answer to a push while it is being written. Once the client has left, everything written
-/// to it vanishes.
-struct Answer {
-    tx: Option<mpsc::Sender<Bytes>>,
-    side_band: bool,
-    idle_limit: Duration,
-}
-
-impl Answer {
-    fn client_left(&self) -> bool {
-        self.tx.as_ref().is_none_or(mpsc::Sender::is_closed)
-    }
-
-    /// A line for the terminal.
-    async fn line(&mut self, line: &str) {
-        for line in line.lines() {
-            let mut line: String = terminal_line(line).chars().take(MAX_LINE_CHARACTERS).collect();
-            line.push('\n');
-            self.band(Band::Progress, line.as_bytes()).await;
-        }
-    }
-
-    /// Git's own progress.
-    async fn progress(&mut self, bytes: &[u8]) {
-        self.band(Band::Progress, &terminal_bytes(bytes)).await;
-    }
-
-    async fn keep_alive(&mut self) {
-        self.band(Band::Data, b"").await;
-    }
-
-    async fn report(&mut self, report: &Report) {
-        let bytes = report.to_bytes();
-        if self.side_band {
-            self.band(Band::Data, &bytes).await;
-            self.send(Bytes::from_static(pktline::FLUSH)).await;
-        } else {
-            self.send(bytes.freeze()).await;
-        }
-    }
-
-    /// Side-band packets; a client without side bands has no ear for anything but the report.
-    async fn band(&mut self, band: Band, data: &[u8]) {
-        if self.side_band {
-            self.send(pktline::band(band, data)).await;
-        }
-    }
-
-    async fn send(&mut self, bytes: Bytes) {
-        let Some(tx) = &self.tx else { return };
-        // A client that stays but reads nothing is as good as gone.
-        let sent = tokio::time::timeout(self.idle_limit, tx.send(bytes)).await;
-        if !matches!(sent, Ok(Ok(()))) {
-            self.tx = None;
         }
     }
 }

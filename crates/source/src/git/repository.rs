@@ -112,14 +112,11 @@ impl PushTurns {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             turns.retain(|_, turn| turn.strong_count() > 0);
-            match turns.get(repository).and_then(Weak::upgrade) {
-                Some(turn) => turn,
-                None => {
-                    let turn = Arc::new(tokio::sync::Mutex::new(()));
-                    turns.insert(repository.to_owned(), Arc::downgrade(&turn));
-                    turn
-                }
-            }
+            turns.get(repository).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let turn = Arc::new(tokio::sync::Mutex::new(()));
+                turns.insert(repository.to_owned(), Arc::downgrade(&turn));
+                turn
+            })
         };
         turn.lock_owned().await
     }

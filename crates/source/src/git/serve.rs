@@ -145,8 +145,7 @@ pub(super) async fn handle(
             no_repository(&GitError::NoRepository { owner, repository })
         }
         Service::UploadPack => match fetch(inner, &bare, body, protocol.as_deref(), permit).await {
-            Ok(answer) => answer,
-            Err(answer) => answer,
+            Ok(answer) | Err(answer) => answer,
         },
         Service::ReceivePack => {
             // A task of its own, so that a push which git has taken in goes on when the client
