@@ -10,3 +10,5 @@ mod house;
 mod limits;
 #[path = "git/push.rs"]
 mod push;
+#[path = "git/upload.rs"]
+mod upload;

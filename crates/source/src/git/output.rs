@@ -9,6 +9,9 @@ use super::pktline::{self, Packet};
 /// Most bytes of a report.
 const REPORT_BYTES: usize = 16 * 1024 * 1024;
 
+/// How git says that the disk is full.
+const NO_SPACE: &[u8] = b"No space left on device";
+
 /// Bytes read from git at once.
 const PIECE: usize = 16 * 1024;
 
@@ -20,12 +23,20 @@ pub(super) struct Output {
     buffer: BytesMut,
     report: BytesMut,
     ended: bool,
+    disk_full: bool,
 }
 
 impl Output {
     /// The output as it is for a client with or without side bands.
     pub(super) fn new(stdout: ChildStdout, side_band: bool) -> Self {
-        Self { stdout, side_band, buffer: BytesMut::new(), report: BytesMut::new(), ended: false }
+        Self {
+            stdout,
+            side_band,
+            buffer: BytesMut::new(),
+            report: BytesMut::new(),
+            ended: false,
+            disk_full: false,
+        }
     }
 
     /// The next piece of progress, empty for a mere sign of life; `None` when git has said all.
@@ -53,6 +64,11 @@ impl Output {
     /// The report, once `next_progress` has come to its end.
     pub(super) fn report(&self) -> &[u8] {
         &self.report
+    }
+
+    /// Whether git has said that there was no space to write to.
+    pub(super) fn disk_was_full(&self) -> bool {
+        self.disk_full
     }
 
     fn parse(&mut self) -> Option<Bytes> {
@@ -83,6 +99,7 @@ impl Output {
                 Packet::Data([2 | 3, text @ ..]) => {
                     let text = Bytes::copy_from_slice(text);
                     self.buffer.advance(length);
+                    self.disk_full |= text.windows(NO_SPACE.len()).any(|part| part == NO_SPACE);
                     return Some(text);
                 }
                 Packet::Data(_) | Packet::Flush | Packet::Separator => self.buffer.advance(length),

@@ -45,6 +45,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 /// Most of git's own messages kept until the answer begins.
 const EARLY_BYTES: usize = 64 * 1024;
 
+const DISK_FULL: &str = "the server's disk is full, nothing was changed, tell its administrator";
+
 /// Everything a push needs to know about its place.
 pub(super) struct Receiving {
     pub(super) inner: Arc<Inner>,
@@ -142,7 +144,7 @@ impl Refusal {
         tracing::error!(error = error as &dyn std::error::Error, "push failed");
         let reason = match error {
             GitError::Storage { cause, .. } if cause.kind() == std::io::ErrorKind::StorageFull => {
-                "the server's disk is full, nothing was changed, tell its administrator"
+                DISK_FULL
             }
             _ => "the push failed on the server's side, nothing was changed, push again",
         };
@@ -363,7 +365,12 @@ async fn end_git(
     };
     let reason = match tokio::time::timeout(limit, ending).await {
         Ok(Ok(status)) => match Report::parse(output.report()) {
-            Some(report) => return report,
+            Some(mut report) => {
+                if output.disk_was_full() && report.unpack.is_err() {
+                    report.fail(DISK_FULL);
+                }
+                return report;
+            }
             None => format!("git ended without a report ({status})"),
         },
         Ok(Err(error)) => error.to_string(),

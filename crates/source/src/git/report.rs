@@ -41,6 +41,14 @@ impl Report {
         Self { unpack: Err(reason.to_owned()), refs }
     }
 
+    /// Gives everything that failed this reason.
+    pub(super) fn fail(&mut self, reason: &str) {
+        let outcomes = self.refs.iter_mut().map(|report| &mut report.outcome);
+        for outcome in outcomes.chain([&mut self.unpack]).filter(|outcome| outcome.is_err()) {
+            *outcome = Err(reason.to_owned());
+        }
+    }
+
     /// Reads git's report; `None` if these bytes are no complete one.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;

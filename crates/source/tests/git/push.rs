@@ -1,5 +1,7 @@
 //! Pushing and cloning.
 
+use std::process::Stdio;
+
 use tokio::io::{AsyncBufReadExt, BufReader};
 use updraft_source::git::{PushVerdict, RefFailure, RefUpdate};
 
@@ -128,7 +130,7 @@ async fn lines_arrive_while_the_deployment_goes_on() {
     house.commit("a", b"1").await;
     house.react(Reaction::Hand);
     let mut command = house.git(&["push", &house.url(), "main"]);
-    let mut client = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut client = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(client.stderr.take().unwrap()).lines();
     let reporter = house.handed.recv().await.unwrap();
     for number in 1..=3 {
@@ -153,9 +155,13 @@ async fn a_client_who_leaves_does_not_stop_the_deployment() {
     let mut house = House::new().await;
     house.commit("a", b"1").await;
     house.react(Reaction::Hand);
-    let mut client = house.git(&["push", &house.url(), "main"]).spawn().unwrap();
+    let mut command = house.git(&["push", &house.url(), "main"]);
+    let mut client = command.process_group(0).stderr(Stdio::null()).spawn().unwrap();
     let reporter = house.handed.recv().await.unwrap();
-    client.kill().await.unwrap();
+    // Git speaks HTTP through a helper program, which must leave as well.
+    let group = rustix::process::Pid::from_raw(client.id().unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    client.wait().await.unwrap();
     // More than fits anywhere: the reporter must not get stuck.
     let report = async {
         for number in 0..2000 {

@@ -92,7 +92,7 @@ pub async fn unpack(
     let writing = tokio::task::spawn_blocking(move || {
         let mut source = BodyReader { pieces: rx, piece: Bytes::new() };
         let uploaded = unpack_from(&mut source, &folder, &limits)?;
-        // Archives end in padding. A body that broke off in it was not sent whole.
+        // Behind gzip's end more may follow; a body that broke off in it was not sent whole.
         io::copy(&mut source, &mut io::sink()).map_err(UploadError::Broken)?;
         Ok(uploaded)
     });
@@ -187,8 +187,8 @@ struct Unpacking<'a> {
 }
 
 impl Unpacking<'_> {
-    fn walk(&mut self, archive: impl Read) -> Result<(), UploadError> {
-        let mut archive = Archive::new(archive);
+    fn walk(&mut self, mut source: impl Read) -> Result<(), UploadError> {
+        let mut archive = Archive::new(&mut source);
         // Raw: the library would read long names without a cap and let them change sizes.
         let entries = archive.entries().map_err(broken)?.raw(true);
         for entry in entries {
@@ -210,6 +210,9 @@ impl Unpacking<'_> {
                 }
             }
         }
+        // Archives end in padding, and gzip in a checksum: only when they have been seen was the
+        // archive sent whole.
+        io::copy(&mut source, &mut io::sink()).map_err(broken)?;
         Ok(())
     }
 
