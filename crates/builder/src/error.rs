@@ -43,7 +43,7 @@ pub enum BuildError {
         /// Line, counted from 1.
         line: usize,
         /// Why it is not here.
-        cause: ImageError,
+        cause: Box<ImageError>,
     },
     /// The build used more memory than it may.
     #[error(

@@ -5,8 +5,14 @@
 //! to whoever watches. It never decides whether a build is needed; [`Builder::key`] tells the
 //! caller what a build depends on, so that the caller can.
 
+mod buildah;
+mod cgroup;
+mod dockerfile;
 mod error;
+mod output;
 mod port;
+mod sandbox;
 
+pub use buildah::BuildahBuilder;
 pub use error::BuildError;
 pub use port::{BuildLimits, BuildRequest, Builder, BuiltImage, LineSink};

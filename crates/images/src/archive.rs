@@ -3,9 +3,10 @@
 //! The archive is walked before `buildah` sees it, to know the names in it and to refuse what is
 //! no archive or would fill the disk.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
@@ -52,29 +53,23 @@ impl ImageStore {
     /// carries, and gives these back. Names that are here already mean the new images afterwards.
     pub async fn load(&self, archive: &Path) -> Result<Vec<ImageRef>, ImageError> {
         self.check_free()?;
-        let path = archive.to_owned();
         let room = self.free_bytes()?.saturating_sub(self.free_bytes_min());
-        let read = tokio::task::spawn_blocking(move || read_contents(&path, room)).await;
-        let contents = read.unwrap_or_else(|panic| Err(io::Error::other(panic).to_string()));
+        let stage = Stage::new(&self.root().join("updraft-tmp"));
+        let (path, place) = (archive.to_owned(), stage.0.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let source = staged(&path, &place, room)?;
+            let file = File::open(&source).map_err(|error| error.to_string())?;
+            Ok((walk(io::BufReader::new(file), room)?, source))
+        });
+        let read = read.await.unwrap_or_else(|panic| Err(io::Error::other(panic).to_string()));
         let wrong = |reason| ImageError::Archive { path: archive.to_owned(), reason };
-        let contents = contents.map_err(wrong)?;
+        let (contents, source) = read.map_err(wrong)?;
         if contents.names.iter().all(Vec::is_empty) {
             let reason = "it carries no name, save it again with `docker save NAME:TAG`";
             return Err(wrong(reason.to_owned()));
         }
         let action = format!("load `{}`", archive.display());
-        // The archive transports split their argument at `:`.
-        let plain = !archive.to_string_lossy().contains([':', ',']);
-        let folder = self.root().join("updraft-tmp").join(format!("load-{}", std::process::id()));
-        let source = if plain { archive.to_owned() } else { folder };
-        if !plain {
-            link(archive, &source).map_err(ImageError::io("link", &source))?;
-        }
-        let loaded = self.take_in(&contents, &source, &action).await;
-        if !plain {
-            std::fs::remove_file(&source).map_err(ImageError::io("remove", &source))?;
-        }
-        let ids = loaded?;
+        let ids = self.take_in(&contents, &source, &action).await?;
         for (id, names) in ids.iter().zip(&contents.names) {
             for name in names {
                 let mut command = self.command();
@@ -83,6 +78,23 @@ impl ImageStore {
             }
         }
         Ok(contents.names.into_iter().flatten().collect())
+    }
+
+    /// Writes an image that is here into a Docker archive, under the name `image`.
+    pub async fn save(&self, image: &ImageRef, archive: &Path) -> Result<(), ImageError> {
+        let missing = || ImageError::Missing { image: image.clone(), why: String::new() };
+        let found = self.resolve(image).await?.ok_or_else(missing)?;
+        if archive.to_string_lossy().contains([':', ',']) {
+            let reason = "its path holds `:` or `,`, choose another".to_owned();
+            return Err(ImageError::Archive { path: archive.to_owned(), reason });
+        }
+        let mut command = self.policed("push");
+        command.arg("--quiet").arg(found.id.hex());
+        let name = crate::name::candidates(image).swap_remove(0);
+        command.arg(format!("docker-archive:{}:{name}", archive.display()));
+        let action = format!("save image `{image}`");
+        let limit = self.inner().options.pull_limit;
+        process::output(command, "buildah", &action, limit).await.map(drop)
     }
 
     /// Lets `buildah` read the archive's images one by one; gives back their ids.
@@ -121,28 +133,56 @@ impl ImageStore {
     }
 }
 
-fn link(archive: &Path, at: &Path) -> io::Result<()> {
-    let target = archive.canonicalize()?;
-    match std::fs::remove_file(at) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        _ => {}
+/// A file beside the store, gone when this is.
+struct Stage(PathBuf);
+
+impl Stage {
+    fn new(folder: &Path) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self(folder.join(format!("load-{}-{number}.tar", std::process::id())))
     }
-    std::os::unix::fs::symlink(target, at)
 }
 
-/// Walks the archive; the error is the reason for the person who gave it.
-fn read_contents(path: &Path, room: u64) -> Result<Contents, String> {
-    let mut file = File::open(path).map_err(|error| error.to_string())?;
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Err(cause) = fs::remove_file(&self.0)
+            && cause.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%cause, file = %self.0.display(), "a temporary file stays");
+        }
+    }
+}
+
+/// Where `buildah` can read the archive: not every kind of archive may be compressed for it, and
+/// it splits what it is given at `:`. Compressed archives are unpacked to `stage`, as far as there
+/// is room.
+fn staged(path: &Path, stage: &Path, room: u64) -> Result<PathBuf, String> {
+    let told = |error: io::Error| error.to_string();
+    let mut file = File::open(path).map_err(told)?;
     let mut magic = [0; 2];
     let gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
-    drop(file);
-    let file = File::open(path).map_err(|error| error.to_string())?;
     if gzip {
-        // A compressed archive is unpacked beside the store first: it must not fill the disk.
-        walk(MultiGzDecoder::new(io::BufReader::new(file)).take(room), room)
+        file.rewind().map_err(told)?;
+        let mut unpacked = MultiGzDecoder::new(io::BufReader::new(file)).take(room);
+        let mut target = File::create(stage).map_err(told)?;
+        let size = io::copy(&mut unpacked, &mut target)
+            .map_err(|error| format!("it cannot be unpacked ({error})"))?;
+        if size >= room {
+            return Err(too_large(room));
+        }
+        Ok(stage.to_owned())
+    } else if path.to_string_lossy().contains([':', ',']) {
+        let target = path.canonicalize().map_err(told)?;
+        std::os::unix::fs::symlink(target, stage).map_err(told)?;
+        Ok(stage.to_owned())
     } else {
-        walk(io::BufReader::new(file), room)
+        Ok(path.to_owned())
     }
+}
+
+fn too_large(room: u64) -> String {
+    format!("it holds more than the {} MiB that are free", room >> 20)
 }
 
 fn walk(reader: impl Read, room: u64) -> Result<Contents, String> {
@@ -158,7 +198,7 @@ fn walk(reader: impl Read, room: u64) -> Result<Contents, String> {
         }
         bytes = bytes.saturating_add(entry.size());
         if bytes >= room {
-            return Err(format!("it holds more than the {} MiB that are free", room >> 20));
+            return Err(too_large(room));
         }
         let name = entry.path_bytes().into_owned();
         let name = name.strip_prefix(b"./").unwrap_or(&name);

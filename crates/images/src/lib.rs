@@ -23,6 +23,8 @@ mod name;
 mod process;
 mod pull;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use config::ImageConfig;
 pub use driver::Driver;

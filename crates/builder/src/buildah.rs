@@ -1,0 +1,418 @@
+//! The embedded back end: `buildah` on the machine's own image store.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::fs::{Mode, OFlags};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt as _;
+use updraft_images::{Driver, Image, ImageStore};
+use updraft_model::{Digest, ImageRef};
+
+use crate::cgroup::Cgroups;
+use crate::dockerfile::{BYTES_MAX, Dockerfile};
+use crate::output::Output;
+use crate::sandbox::{self, Running, View};
+use crate::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
+
+/// Part of every key: to be raised when the way of building changes what comes out.
+const KEY_VERSION: &str = "updraft build 1";
+/// How often the disk is looked at.
+const DISK_WATCH: Duration = Duration::from_millis(250);
+/// What the default set of `buildah` grants and no build step needs: making device files and
+/// changing the root folder are ways out, and raw packets are for listening to others.
+const CAPABILITIES_DROPPED: [&str; 4] =
+    ["CAP_MKNOD", "CAP_SYS_CHROOT", "CAP_NET_RAW", "CAP_AUDIT_WRITE"];
+/// Variables that lead programs to the machine's root certificates. Seen by build steps only.
+const CERTIFICATE_VARIABLES: [&str; 7] = [
+    "SSL_CERT_FILE",
+    "PIP_CERT",
+    "REQUESTS_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "CARGO_HTTP_CAINFO",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+];
+/// Environment of `buildah` that is for fetching images, which builds do not.
+const NOT_FOR_BUILDS: [&str; 4] =
+    ["HOME", "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG"];
+
+/// Builds with `buildah`. Cheap to clone; any number of builds may run at one time.
+#[derive(Debug, Clone)]
+pub struct BuildahBuilder {
+    store: ImageStore,
+    cgroups: Cgroups,
+    /// Paths that builds see, without symbolic links.
+    root: PathBuf,
+    run_root: PathBuf,
+}
+
+/// Why a running build was ended from outside.
+enum Ended {
+    Itself(io::Result<ExitStatus>),
+    Cancelled,
+    TimedOut,
+    DiskFull(String),
+}
+
+impl BuildahBuilder {
+    /// A builder on this store. Removes what builds of a killed process left.
+    pub fn new(store: ImageStore) -> Result<Self, BuildError> {
+        let absolute = |path: &Path| {
+            fs::create_dir_all(path).map_err(BuildError::io("create", path))?;
+            path.canonicalize().map_err(BuildError::io("find", path))
+        };
+        let root = absolute(store.root())?;
+        let run_root = absolute(store.run_root())?;
+        let builds = root.join("updraft-builds");
+        if let Err(cause) = fs::remove_dir_all(&builds)
+            && cause.kind() != io::ErrorKind::NotFound
+        {
+            return Err(BuildError::io("clear", builds)(cause));
+        }
+        absolute(&builds)?;
+        let name = Digest::from_bytes(Sha256::digest(root.as_os_str().as_bytes()).into()).hex();
+        let cgroups = Cgroups::detect(&format!("updraft-builds-{}", &name[..8]));
+        Ok(Self { store, cgroups, root, run_root })
+    }
+
+    /// Makes the images present that the Dockerfile starts from.
+    async fn images(
+        &self,
+        file: &Dockerfile,
+        output: &LineSink,
+    ) -> Result<BTreeMap<ImageRef, Image>, BuildError> {
+        let mut images = BTreeMap::new();
+        for needed in &file.images {
+            if images.contains_key(&needed.image) {
+                continue;
+            }
+            let progress = |line: &str| output(line);
+            let image = self.store.ensure(&needed.image, &progress).await.map_err(|cause| {
+                let (image, cause) = (needed.image.clone(), Box::new(cause));
+                BuildError::BaseImage { image, line: needed.line, cause }
+            })?;
+            images.insert(needed.image.clone(), image);
+        }
+        Ok(images)
+    }
+
+    fn check_disk(&self, request: &BuildRequest, free_before: u64) -> Result<u64, String> {
+        let free = self.store.free_bytes().map_err(|error| error.to_string())?;
+        let least = self.store.free_bytes_min();
+        if free < least {
+            return Err(format!(
+                "only {} MiB are free in `{}`, {} MiB have to stay free",
+                free >> 20,
+                self.store.root().display(),
+                least >> 20
+            ));
+        }
+        if free_before.saturating_sub(free) > request.limits.disk_bytes {
+            return Err(format!(
+                "it took more than the {} MiB a build may take",
+                request.limits.disk_bytes >> 20
+            ));
+        }
+        Ok(free)
+    }
+
+    fn command(&self, request: &BuildRequest, folder: &Path) -> Command {
+        let buildah = self.store.command().into_std();
+        let mut command = sandbox::launcher();
+        command.arg(buildah.get_program()).args(buildah.get_args());
+        command.env_clear();
+        for (name, value) in buildah.get_envs() {
+            if let Some(value) = value
+                && !NOT_FOR_BUILDS.iter().any(|hidden| name == *hidden)
+            {
+                command.env(name, value);
+            }
+        }
+        command.env("HOME", folder).env("TMPDIR", folder);
+        command.args(["build", "--layers", "--isolation", "chroot", "--network", "host"]);
+        command.args(["--format", "docker", "--pull-never", "--force-rm"]);
+        command.args(["--identity-label=false", "--retry", "0"]);
+        for capability in CAPABILITIES_DROPPED {
+            command.args(["--cap-drop", capability]);
+        }
+        if let Some(policy) = self.store.signature_policy() {
+            command.arg("--signature-policy").arg(policy);
+        }
+        for (name, value) in &request.build_args {
+            command.arg(format!("--build-arg={name}={value}"));
+        }
+        command.arg("--file").arg(folder.join("Dockerfile"));
+        command.arg("--iidfile").arg(folder.join("image-id"));
+        command.arg("--tag").arg(request.tag.as_str());
+        command
+    }
+
+    async fn run(
+        &self,
+        request: &BuildRequest,
+        context: &Path,
+        folder: &Path,
+        output: &mut Output<'_>,
+    ) -> Result<Digest, BuildError> {
+        let free_before =
+            self.check_disk(request, 0).map_err(|reason| BuildError::DiskFull { reason })?;
+        let view = View {
+            root: self.run_root.join("build-root"),
+            writable: vec![self.root.clone(), self.run_root.join("buildah")],
+            readable: vec![context.to_owned()],
+            fuse: self.store.driver() == Driver::FuseOverlay,
+        };
+        for place in [&view.root, &view.writable[1]] {
+            fs::create_dir_all(place).map_err(BuildError::io("create", place))?;
+        }
+        let group = match &self.cgroups {
+            Cgroups::Missing => None,
+            cgroups => {
+                let group = cgroups.group(&request.limits);
+                Some(Arc::new(group.map_err(BuildError::io("limit a build in", folder))?))
+            }
+        };
+        let mut command = self.command(request, folder);
+        command.arg(context);
+        let running = sandbox::start(command, view, group.clone()).await;
+        let running = running.map_err(BuildError::io("start a build in", folder))?;
+        let ended = self.watch(request, running, free_before, output).await;
+        output.finish();
+        let memory = group.as_ref().is_some_and(|group| group.ran_out_of_memory());
+        self.verdict(request, ended, memory, folder, output)
+    }
+
+    /// Passes the build's output on until it ends or has to be ended.
+    async fn watch(
+        &self,
+        request: &BuildRequest,
+        mut running: Running,
+        free_before: u64,
+        output: &mut Output<'_>,
+    ) -> Ended {
+        let time = tokio::time::sleep(request.limits.time);
+        tokio::pin!(time);
+        let mut disk = tokio::time::interval(DISK_WATCH);
+        let mut buffer = vec![0; 16 << 10];
+        let mut open = true;
+        let lost = |_| Err(io::Error::other("the build's thread failed"));
+        loop {
+            // Fair between its branches: endless output must not put off the limits.
+            let ended = tokio::select! {
+                read = running.output.read(&mut buffer), if open => {
+                    match read {
+                        Ok(0) | Err(_) => open = false,
+                        Ok(length) => output.bytes(&buffer[..length]),
+                    }
+                    continue;
+                }
+                status = &mut running.ended, if !open => {
+                    return Ended::Itself(status.unwrap_or_else(lost));
+                }
+                () = request.cancel.cancelled() => Ended::Cancelled,
+                () = &mut time => Ended::TimedOut,
+                _ = disk.tick() => match self.check_disk(request, free_before) {
+                    Ok(_) => continue,
+                    Err(reason) => Ended::DiskFull(reason),
+                },
+            };
+            running.kill();
+            if let Err(cause) = (&mut running.ended).await.unwrap_or_else(lost) {
+                tracing::warn!(%cause, "a build that was ended");
+            }
+            return ended;
+        }
+    }
+
+    fn verdict(
+        &self,
+        request: &BuildRequest,
+        ended: Ended,
+        out_of_memory: bool,
+        folder: &Path,
+        output: &Output<'_>,
+    ) -> Result<Digest, BuildError> {
+        let status = match ended {
+            Ended::Cancelled => return Err(BuildError::Cancelled),
+            Ended::DiskFull(reason) => return Err(BuildError::DiskFull { reason }),
+            Ended::TimedOut => {
+                let limit = request.limits.time;
+                return Err(BuildError::TimedOut { limit, log_tail: output.tail() });
+            }
+            Ended::Itself(status) => {
+                status.map_err(BuildError::io("wait for a build in", folder))?
+            }
+        };
+        if status.success() {
+            let path = folder.join("image-id");
+            let text = fs::read_to_string(&path).map_err(BuildError::io("read", &path))?;
+            return text.trim().parse().map_err(|error| {
+                BuildError::io("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error))
+            });
+        }
+        if out_of_memory {
+            let limit_bytes = request.limits.memory_bytes;
+            return Err(BuildError::OutOfMemory { limit_bytes, log_tail: output.tail() });
+        }
+        if output.tail().iter().any(|line| line.contains("no space left on device")) {
+            let reason = "the disk is full".to_owned();
+            if self.store.check_free().is_err() {
+                return Err(BuildError::DiskFull { reason });
+            }
+        }
+        Err(BuildError::Failed {
+            exit_code: status.code(),
+            step: output.step(),
+            log_tail: output.tail(),
+        })
+    }
+}
+
+#[async_trait]
+impl Builder for BuildahBuilder {
+    async fn key(&self, request: &BuildRequest, output: &LineSink) -> Result<Digest, BuildError> {
+        let file = read_dockerfile(request)?;
+        let images = self.images(&file, output).await?;
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            // The length before each part keeps two different lists from looking the same.
+            hash.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hash.update(bytes);
+        };
+        part(KEY_VERSION.as_bytes());
+        part(request.context_digest.as_bytes());
+        for (name, value) in &request.build_args {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+        part(b"images");
+        for needed in &file.images {
+            if let Some(image) = images.get(&needed.image) {
+                part(image.id.as_bytes());
+            }
+        }
+        Ok(Digest::from_bytes(hash.finalize().into()))
+    }
+
+    async fn build(
+        &self,
+        request: &BuildRequest,
+        output: &LineSink,
+    ) -> Result<BuiltImage, BuildError> {
+        check_arguments(&request.build_args)?;
+        let file = read_dockerfile(request)?;
+        let context =
+            request.context.canonicalize().map_err(BuildError::io("find", &request.context))?;
+        check_binds(&file, &context)?;
+        let images = self.images(&file, output).await?;
+        self.store.check_free()?;
+
+        let folder = Folder::new(&self.root.join("updraft-builds"))?;
+        let variables: Vec<_> = CERTIFICATE_VARIABLES
+            .iter()
+            .filter(|_| sandbox::bundle().is_some())
+            .map(|name| ((*name).to_owned(), sandbox::CERTIFICATES.to_owned()))
+            .collect();
+        let pin = |image: &ImageRef| match images.get(image) {
+            Some(found) => found.id.hex(),
+            None => image.to_string(),
+        };
+        let path = folder.0.join("Dockerfile");
+        fs::write(&path, file.pinned(pin, &variables)).map_err(BuildError::io("write", &path))?;
+        let names = images.iter().map(|(image, found)| (found.id.hex(), image.to_string()));
+        let mut lines = Output::new(output, names.collect());
+        for warning in &file.warnings {
+            lines.say(warning);
+        }
+        let id = self.run(request, &context, &folder.0, &mut lines).await?;
+        Ok(BuiltImage { image: request.tag.clone(), id })
+    }
+
+    async fn exists(&self, image: &BuiltImage) -> Result<bool, BuildError> {
+        Ok(self.store.resolve(&image.image.pinned(image.id)).await?.is_some())
+    }
+}
+
+/// A build's own folder, gone with the build.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(parent: &Path) -> Result<Self, BuildError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).map_err(BuildError::io("create", &path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(cause) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%cause, folder = %self.0.display(), "a build's folder stays");
+        }
+    }
+}
+
+fn read_dockerfile(request: &BuildRequest) -> Result<Dockerfile, BuildError> {
+    let path = request.context.join("Dockerfile");
+    // A link could lead to any file of the machine, a pipe would never end.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(|error| BuildError::NoDockerfile { cause: error.into() })?;
+    let mut text = String::new();
+    let cap = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
+    fs::File::from(file)
+        .take(cap)
+        .read_to_string(&mut text)
+        .map_err(|cause| BuildError::NoDockerfile { cause })?;
+    if text.len() == BYTES_MAX {
+        return Err(BuildError::Dockerfile { line: 1, reason: "it is too large".to_owned() });
+    }
+    Dockerfile::parse(&text, &request.build_args)
+}
+
+fn check_arguments(arguments: &BTreeMap<String, String>) -> Result<(), BuildError> {
+    for (name, value) in arguments {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let starts_well = !name.starts_with(|first: char| first.is_ascii_digit());
+        if name.is_empty() || !starts_well || !name.bytes().all(fits) || value.contains('\0') {
+            let reason = format!("the build argument `{name}` is not a variable's name and value");
+            return Err(BuildError::Dockerfile { line: 1, reason });
+        }
+    }
+    Ok(())
+}
+
+/// A bind mount's source has to lie in the context, and no link may lead away from there.
+fn check_binds(file: &Dockerfile, context: &Path) -> Result<(), BuildError> {
+    for (line, source) in &file.binds {
+        let wrong = |reason: &str| BuildError::Dockerfile {
+            line: *line,
+            reason: format!("the mount's source `{source}` {reason}"),
+        };
+        let mut path = context.to_owned();
+        for part in source.split('/').filter(|part| !matches!(*part, "" | ".")) {
+            if part == ".." {
+                return Err(wrong("leads out of the context"));
+            }
+            path.push(part);
+            match fs::symlink_metadata(&path) {
+                Ok(found) if !found.is_symlink() => {}
+                Ok(_) => return Err(wrong("is or holds a symbolic link")),
+                Err(_) => return Err(wrong("is not in the context")),
+            }
+        }
+    }
+    Ok(())
+}

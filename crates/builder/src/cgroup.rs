@@ -1,0 +1,242 @@
+//! A control group for each build: memory and processes of everything the build starts.
+//!
+//! Both layouts of the kernel are known: one tree for all controllers (v2), and a tree for each
+//! (v1, also where an empty v2 tree is mounted beside). Where neither can be written, as in some
+//! containers, builds run without these two limits, and a warning says so once.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::BuildLimits;
+
+/// Time for the kernel to see that a group's last process is gone.
+const EMPTY_LIMIT: Duration = Duration::from_secs(5);
+/// Passes over a build's first processes; each pass that finds a new one is followed by another.
+const PASSES_MAX: usize = 20;
+
+/// Where groups for builds can be made.
+#[derive(Debug, Clone)]
+pub(crate) enum Cgroups {
+    /// The folder of all builds in the one tree.
+    Unified(PathBuf),
+    /// The folders of all builds in the trees of `memory` and `pids`.
+    Split { memory: PathBuf, pids: PathBuf },
+    /// None.
+    Missing,
+}
+
+impl Cgroups {
+    /// Finds the layout of this machine. `name` is the folder of this store's builds.
+    pub(crate) fn detect(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let found = Self::from_mounts(&mounts, name);
+        match found.prepare() {
+            Ok(()) => found,
+            Err(cause) => {
+                tracing::warn!(%cause, "builds run without limits on memory and processes");
+                Self::Missing
+            }
+        }
+    }
+
+    fn from_mounts(mounts: &str, name: &str) -> Self {
+        let (mut memory, mut pids, mut unified) = (None, None, None);
+        for line in mounts.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some(place) = left.split(' ').nth(4) else { continue };
+            let mut right = right.split(' ');
+            let (kind, options) = (right.next().unwrap_or_default(), right.nth(1));
+            let has = |controller| options.is_some_and(|o| o.split(',').any(|o| o == controller));
+            let place = || Some(Path::new(place).join(name));
+            match kind {
+                "cgroup2" => unified = unified.or_else(place),
+                "cgroup" if has("memory") => memory = memory.or_else(place),
+                "cgroup" if has("pids") => pids = pids.or_else(place),
+                _ => {}
+            }
+        }
+        match (memory, pids, unified) {
+            (Some(memory), Some(pids), _) => Self::Split { memory, pids },
+            (_, _, Some(unified)) => Self::Unified(unified),
+            _ => Self::Missing,
+        }
+    }
+
+    /// Makes the folders of all builds and clears what a killed process left in them.
+    fn prepare(&self) -> io::Result<()> {
+        for folder in self.folders() {
+            fs::create_dir_all(folder)?;
+            for old in fs::read_dir(folder)?.flatten() {
+                // Groups that still have processes cannot be removed and stay.
+                if old.path().is_dir() {
+                    drop(fs::remove_dir(old.path()));
+                }
+            }
+        }
+        match self {
+            Self::Missing => Err(io::Error::other("no control groups are mounted")),
+            Self::Split { .. } => Ok(()),
+            Self::Unified(folder) => {
+                for level in [folder.parent().unwrap_or(folder), folder] {
+                    let control = level.join("cgroup.subtree_control");
+                    let enabled = fs::read_to_string(&control)?;
+                    let has = |name| enabled.split_whitespace().any(|word| word == name);
+                    if !has("memory") || !has("pids") {
+                        fs::write(control, "+memory +pids")?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn folders(&self) -> Vec<&Path> {
+        match self {
+            Self::Unified(folder) => vec![folder],
+            Self::Split { memory, pids } => vec![memory, pids],
+            Self::Missing => Vec::new(),
+        }
+    }
+
+    /// Makes the group for one build; it goes when the value is dropped.
+    pub(crate) fn group(&self, limits: &BuildLimits) -> io::Result<Group> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{number}", std::process::id());
+        let folders: Vec<_> = self.folders().iter().map(|folder| folder.join(&name)).collect();
+        let group = Group { unified: matches!(self, Self::Unified(_)), folders };
+        for folder in &group.folders {
+            fs::create_dir(folder)?;
+        }
+        let memory = limits.memory_bytes.to_string();
+        let processes = limits.processes.to_string();
+        match group.folders.as_slice() {
+            [all] => {
+                fs::write(all.join("memory.max"), memory)?;
+                // Not every kernel has swap accounting; without swap there is nothing to limit.
+                drop(fs::write(all.join("memory.swap.max"), "0"));
+                drop(fs::write(all.join("memory.oom.group"), "1"));
+                fs::write(all.join("pids.max"), processes)?;
+            }
+            [memory_folder, pids_folder] => {
+                fs::write(memory_folder.join("memory.limit_in_bytes"), &memory)?;
+                drop(fs::write(memory_folder.join("memory.memsw.limit_in_bytes"), &memory));
+                fs::write(pids_folder.join("pids.max"), processes)?;
+            }
+            _ => {}
+        }
+        Ok(group)
+    }
+}
+
+/// The group of one build.
+#[derive(Debug)]
+pub(crate) struct Group {
+    unified: bool,
+    folders: Vec<PathBuf>,
+}
+
+impl Group {
+    /// Puts the calling thread, and so every process it starts, into the group. Only v1 can;
+    /// elsewhere this does nothing and [`adopt`](Self::adopt) does it all.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        if self.unified {
+            return Ok(());
+        }
+        // Zero means the writing thread itself.
+        self.folders.iter().try_for_each(|folder| fs::write(folder.join("tasks"), "0"))
+    }
+
+    /// Puts a process that was just started, and what it started meanwhile, into the group.
+    pub(crate) fn adopt(&self, pid: u32) -> io::Result<()> {
+        if !self.unified {
+            return Ok(());
+        }
+        let mut inside = Vec::new();
+        for _ in 0..PASSES_MAX {
+            let family = family(pid);
+            let new: Vec<u32> = family.into_iter().filter(|pid| !inside.contains(pid)).collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            for pid in new {
+                for folder in &self.folders {
+                    match fs::write(folder.join("cgroup.procs"), pid.to_string()) {
+                        // It ended meanwhile.
+                        Err(cause) if cause.raw_os_error() == Some(nix::libc::ESRCH) => {}
+                        other => other?,
+                    }
+                }
+                inside.push(pid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel killed a process of the group for want of memory.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        let Some(folder) = self.folders.first() else { return false };
+        let file = if self.unified { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+        let killed = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        killed.is_some_and(|count| count.trim() != "0")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let start = Instant::now();
+        for folder in &self.folders {
+            while let Err(cause) = fs::remove_dir(folder) {
+                let busy = cause.raw_os_error() == Some(nix::libc::EBUSY);
+                if !busy || start.elapsed() > EMPTY_LIMIT {
+                    tracing::warn!(%cause, folder = %folder.display(), "a build's group stays");
+                    break;
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+/// A process and all processes below it.
+fn family(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        next += 1;
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        all.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPLIT: &str = "\
+30 25 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+31 25 0:27 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n\
+32 25 0:28 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn a_hybrid_machine_is_used_through_its_split_trees() {
+        let Cgroups::Split { memory, pids } = Cgroups::from_mounts(SPLIT, "b") else { panic!() };
+        assert_eq!(memory, Path::new("/sys/fs/cgroup/memory/b"));
+        assert_eq!(pids, Path::new("/sys/fs/cgroup/pids/b"));
+    }
+
+    #[test]
+    fn a_unified_machine_is_used_through_its_one_tree() {
+        let mounts = "30 25 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+        let Cgroups::Unified(folder) = Cgroups::from_mounts(mounts, "b") else { panic!() };
+        assert_eq!(folder, Path::new("/sys/fs/cgroup/b"));
+        assert!(matches!(Cgroups::from_mounts("", "b"), Cgroups::Missing));
+    }
+}
