@@ -13,7 +13,7 @@ use updraft_model::OwnerName;
 use updraft_store::access::{CHALLENGE, Denied, Principal};
 
 use crate::answer::Failure;
-use crate::{ApiParts, Shared};
+use crate::{Host, Shared};
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +78,12 @@ fn forbidden(own: &OwnerName, other: &str) -> Failure {
 
 /// Stands before every route but the open ones and git's.
 pub(crate) async fn guard(
-    State((access, parts)): State<(Access, Shared)>,
+    State((access, host)): State<(Access, Shared)>,
     params: RawPathParams,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let principal = match authenticate(&parts, request.headers()).await {
+    let principal = match authenticate(&host, request.headers()).await {
         Ok(principal) => principal,
         Err(response) => return response,
     };
@@ -110,8 +110,8 @@ pub(crate) async fn guard(
     next.run(request).await
 }
 
-async fn authenticate(parts: &ApiParts, headers: &HeaderMap) -> Result<Principal, Response> {
-    parts.access.authenticate(headers).await.map_err(|denied| match denied {
+async fn authenticate(host: &Host, headers: &HeaderMap) -> Result<Principal, Response> {
+    host.access.authenticate(headers).await.map_err(|denied| match denied {
         Denied::Store(error) => {
             tracing::error!(%error, "credentials could not be checked");
             let reason = "the credentials could not be checked";

@@ -49,6 +49,12 @@ impl Failure {
         self
     }
 
+    /// Puts what was attempted before the reason.
+    pub(crate) fn because(mut self, attempted: &str) -> Self {
+        self.reason = format!("{attempted}: {}", self.reason);
+        self
+    }
+
     /// A fault of the machine or ours: the causes go to the log, not into the answer.
     pub(crate) fn internal(error: &(dyn StdError + 'static)) -> Self {
         tracing::error!(error = %with_causes(error), "an API request failed");

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use updraft_model::{FunctionName, OwnerName, RepositoryName, SecretName};
+use updraft_pipeline::PushEvent;
 use updraft_store::{BuildId, PushId, TokenId};
 
 use crate::wire;
@@ -110,6 +111,30 @@ impl Client {
         self.get(&format!("owners/{owner}/functions/{function}/releases")).await
     }
 
+    /// Makes another release of a function live; returns when it serves.
+    pub async fn rollback(
+        &self,
+        owner: &OwnerName,
+        function: &FunctionName,
+        to: wire::Rollback,
+    ) -> Result<wire::Release, ClientError> {
+        let path = format!("owners/{owner}/functions/{function}/rollback");
+        self.send_json(Method::POST, &path, &to, CHANGE_TIME).await
+    }
+
+    /// Removes a function; returns when no call can reach it.
+    pub async fn remove_function(
+        &self,
+        owner: &OwnerName,
+        function: &FunctionName,
+    ) -> Result<(), ClientError> {
+        let request = Request::builder()
+            .method(Method::DELETE)
+            .uri(format!("/api/v1/owners/{owner}/functions/{function}"))
+            .body(whole(Bytes::new()))?;
+        self.connection.call(request, CHANGE_TIME).await.map(drop)
+    }
+
     /// What a function writes.
     pub async fn logs(
         &self,
@@ -135,6 +160,18 @@ impl Client {
     /// One push.
     pub async fn push(&self, push: PushId) -> Result<wire::Push, ClientError> {
         self.get(&format!("pushes/{push}")).await
+    }
+
+    /// The story of a push from event `from` on (1 is the first), until the push is over: the last
+    /// event is [`updraft_pipeline::PushEventKind::Finished`], unless the server stopped.
+    pub async fn push_events(
+        &self,
+        push: PushId,
+        from: u64,
+    ) -> Result<BoxStream<'static, Result<PushEvent, ClientError>>, ClientError> {
+        let path = format!("pushes/{push}/events?from={from}");
+        let response = self.call(Method::GET, &path, None).await?;
+        Ok(self.connection.json_lines(response))
     }
 
     /// Builds, newest first.

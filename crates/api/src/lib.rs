@@ -14,19 +14,17 @@ mod route;
 pub mod wire;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::Router;
 use updraft_engine::{Engine, Version};
-use updraft_model::{FunctionName, OwnerName};
+use updraft_pipeline::{GitSink, Pipeline, UrlOf};
 use updraft_source::git::{GitServer, PushSink};
 use updraft_store::Store;
 
 pub use access::Access;
 pub use route::{Route, routes};
-
-/// Tells where a function of an owner is called.
-pub type FunctionUrl = Arc<dyn Fn(&OwnerName, &FunctionName) -> String + Send + Sync>;
 
 /// What the API is made of.
 #[derive(Clone)]
@@ -39,10 +37,10 @@ pub struct ApiParts {
     pub access: updraft_store::access::Access,
     /// The git endpoint.
     pub git: GitServer,
-    /// Who is told about pushes that come through git.
-    pub sink: Arc<dyn PushSink>,
+    /// What makes pushes live, rolls back and removes.
+    pub pipeline: Arc<Pipeline>,
     /// Where a function of an owner is called.
-    pub url: FunctionUrl,
+    pub url: UrlOf,
     /// Address of the OpenFaaS gateway, such as `http://127.0.0.1:8080`, without a slash at the
     /// end: where functions of nobody are called.
     pub gateway_url: String,
@@ -61,9 +59,26 @@ impl fmt::Debug for ApiParts {
     }
 }
 
-type Shared = Arc<ApiParts>;
+/// What every handler works with.
+#[derive(Debug)]
+struct Host {
+    parts: ApiParts,
+    /// Takes the pushes that come through git.
+    sink: Arc<dyn PushSink>,
+}
+
+impl Deref for Host {
+    type Target = ApiParts;
+
+    fn deref(&self) -> &ApiParts {
+        &self.parts
+    }
+}
+
+type Shared = Arc<Host>;
 
 /// The system host as a router: `/api/v1/*`, `/git/*` and a front page.
 pub fn router(parts: ApiParts) -> Router {
-    route::assemble(&Arc::new(parts))
+    let sink = Arc::new(GitSink::new(Arc::clone(&parts.pipeline)));
+    route::assemble(&Arc::new(Host { parts, sink }))
 }

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
-use crate::handlers::{builds, functions, git, pushes, secrets, server, tokens};
+use crate::handlers::{builds, changes, functions, git, pushes, secrets, server, tokens};
 
 /// One route as it is declared, for tests and documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,13 @@ fn table() -> Vec<Entry> {
         entry(GET, "/api/v1/functions", Known, functions::list),
         entry(GET, "/api/v1/owners/{owner}/functions", OwnerInPath, functions::list_of_owner),
         entry(GET, "/api/v1/owners/{owner}/functions/{function}", OwnerInPath, functions::describe),
+        entry(DELETE, "/api/v1/owners/{owner}/functions/{function}", OwnerInPath, changes::remove),
+        entry(
+            POST,
+            "/api/v1/owners/{owner}/functions/{function}/rollback",
+            OwnerInPath,
+            changes::rollback,
+        ),
         entry(
             GET,
             "/api/v1/owners/{owner}/functions/{function}/releases",
@@ -74,6 +81,7 @@ fn table() -> Vec<Entry> {
         entry(DELETE, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::unset),
         entry(GET, "/api/v1/pushes", Known, pushes::list),
         entry(GET, "/api/v1/pushes/{push}", Known, pushes::describe),
+        entry(GET, "/api/v1/pushes/{push}/events", Known, pushes::events),
         entry(GET, "/api/v1/builds", Known, builds::list),
         entry(GET, "/api/v1/builds/{build}", Known, builds::describe),
         entry(GET, "/api/v1/builds/{build}/log", Known, builds::log),
@@ -88,14 +96,14 @@ fn table() -> Vec<Entry> {
 }
 
 /// Builds the router from the table and nothing else.
-pub(crate) fn assemble(parts: &Shared) -> Router {
+pub(crate) fn assemble(host: &Shared) -> Router {
     let mut router = Router::new();
     for (route, handler) in table() {
         let guarded = match route.access {
             // Git's guard is its handler: git wants answers of its own.
             Access::Anyone | Access::Git => handler,
             access => {
-                let state = (access, Shared::clone(parts));
+                let state = (access, Shared::clone(host));
                 handler.route_layer(middleware::from_fn_with_state(state, guard))
             }
         };
@@ -106,5 +114,5 @@ pub(crate) fn assemble(parts: &Shared) -> Router {
         .method_not_allowed_fallback(async || {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path has no such method")
         })
-        .with_state(Shared::clone(parts))
+        .with_state(Shared::clone(host))
 }

@@ -25,22 +25,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// `owner=`, `function=` and `limit=` choose; newest first.
 pub(crate) async fn list(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     caller: Caller,
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<Json<Vec<wire::Build>>, Failure> {
     let owner = caller.scope(query.get("owner").map(String::as_str))?;
     let function = query.get("function").map(|name| function_name(name)).transpose()?;
-    let builds = parts.store.builds(owner.as_ref(), function.as_ref(), limit(&query)?).await?;
+    let builds = host.store.builds(owner.as_ref(), function.as_ref(), limit(&query)?).await?;
     Ok(Json(builds.into_iter().map(Into::into).collect()))
 }
 
 pub(crate) async fn describe(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<wire::Build>, Failure> {
-    Ok(Json(visible(&parts.store, &caller, &id).await?.into()))
+    Ok(Json(visible(&host.store, &caller, &id).await?.into()))
 }
 
 async fn visible(store: &Store, caller: &Caller, id: &str) -> Result<Build, Failure> {
@@ -53,17 +53,17 @@ async fn visible(store: &Store, caller: &Caller, id: &str) -> Result<Build, Fail
 
 /// The output as text; with `follow=true` it goes on until the build ends.
 pub(crate) async fn log(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     caller: Caller,
     Path(id): Path<String>,
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<Response, Failure> {
-    let build = visible(&parts.store, &caller, &id).await?;
+    let build = visible(&host.store, &caller, &id).await?;
     let follow = follows(&query)?;
     let Some(name) = build.log else {
         return Err(Failure::absent(format!("the log of build `{id}` was dropped for age")));
     };
-    let reading = Reading { store: parts.store.clone(), build: build.id, name, offset: 0, follow };
+    let reading = Reading { store: host.store.clone(), build: build.id, name, offset: 0, follow };
     let chunks = stream::try_unfold(reading, |mut reading| async move {
         Ok::<_, Failure>(reading.next().await?.map(|chunk| (chunk, reading)))
     });

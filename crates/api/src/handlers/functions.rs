@@ -13,7 +13,7 @@ use updraft_store::{DeclaredFunction, Environment, PinnedTo};
 
 use crate::access::{Caller, PathOwner};
 use crate::answer::{Failure, json_lines};
-use crate::{ApiParts, Shared, wire};
+use crate::{Host, Shared, wire};
 
 /// Most releases that one list shows.
 const RELEASES_MAX: u32 = 100;
@@ -45,19 +45,15 @@ fn identity(spec: &FunctionSpec) -> Option<(OwnerName, FunctionName)> {
 }
 
 /// A deployed function; `live` is what the store has for it.
-fn deployed(
-    parts: &ApiParts,
-    status: FunctionStatus,
-    live: Option<&Environment>,
-) -> wire::Function {
+fn deployed(host: &Host, status: FunctionStatus, live: Option<&Environment>) -> wire::Function {
     let spec = status.spec;
     let commit = spec.labels.get(labels::GIT_SHA).cloned();
     let repository = spec.repository().map(str::to_owned);
     let (owner, name, url) = if let Some((owner, name)) = identity(&spec) {
-        let url = (parts.url)(&owner, &name);
+        let url = (host.url)(&owner, &name);
         (Some(owner), name, url)
     } else {
-        let url = format!("{}/function/{}", parts.gateway_url, spec.id.name);
+        let url = format!("{}/function/{}", host.gateway_url, spec.id.name);
         (None, spec.id.name, url)
     };
     wire::Function {
@@ -77,9 +73,9 @@ fn deployed(
 }
 
 /// A function that a repository declares and the engine does not run.
-fn only_declared(parts: &ApiParts, declared: DeclaredFunction) -> wire::Function {
+fn only_declared(host: &Host, declared: DeclaredFunction) -> wire::Function {
     wire::Function {
-        url: (parts.url)(&declared.owner, &declared.name),
+        url: (host.url)(&declared.owner, &declared.name),
         owner: Some(declared.owner),
         name: declared.name,
         repository: declared.repository.map(String::from),
@@ -96,11 +92,11 @@ fn only_declared(parts: &ApiParts, declared: DeclaredFunction) -> wire::Function
 
 /// The functions of one owner, or of everybody, by owner and name; those of nobody come first.
 async fn functions_of(
-    parts: &ApiParts,
+    host: &Host,
     owner: Option<&OwnerName>,
 ) -> Result<Vec<wire::Function>, Failure> {
-    let running = parts.engine.list(&Namespace::default()).await?;
-    let live: BTreeMap<_, _> = parts
+    let running = host.engine.list(&Namespace::default()).await?;
+    let live: BTreeMap<_, _> = host
         .store
         .all_live(owner)
         .await?
@@ -109,11 +105,11 @@ async fn functions_of(
         .collect();
     let owners = match owner {
         Some(owner) => vec![owner.clone()],
-        None => parts.store.owners().await?.into_iter().map(|owner| owner.name).collect(),
+        None => host.store.owners().await?.into_iter().map(|owner| owner.name).collect(),
     };
     let mut declared = Vec::new();
     for owner in &owners {
-        declared.extend(parts.store.declared_functions(owner, None).await?);
+        declared.extend(host.store.declared_functions(owner, None).await?);
     }
     let mut shown = BTreeMap::new();
     for status in running {
@@ -121,81 +117,81 @@ async fn functions_of(
         if owner.is_some() && key.as_ref().map(|(owner, _)| owner) != owner {
             continue;
         }
-        let function = deployed(parts, status, key.as_ref().and_then(|key| live.get(key)));
+        let function = deployed(host, status, key.as_ref().and_then(|key| live.get(key)));
         shown.insert((function.owner.clone(), function.name.clone()), function);
     }
     for declared in declared {
         let key = (Some(declared.owner.clone()), declared.name.clone());
-        shown.entry(key).or_insert_with(|| only_declared(parts, declared));
+        shown.entry(key).or_insert_with(|| only_declared(host, declared));
     }
     Ok(shown.into_values().collect())
 }
 
 /// All that the caller may see.
 pub(crate) async fn list(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     caller: Caller,
     Query(query): QueryMap,
 ) -> Result<Json<Vec<wire::Function>>, Failure> {
     let owner = caller.scope(query.get("owner").map(String::as_str))?;
-    Ok(Json(functions_of(&parts, owner.as_ref()).await?))
+    Ok(Json(functions_of(&host, owner.as_ref()).await?))
 }
 
 pub(crate) async fn list_of_owner(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     PathOwner(owner): PathOwner,
 ) -> Result<Json<Vec<wire::Function>>, Failure> {
-    Ok(Json(functions_of(&parts, Some(&owner)).await?))
+    Ok(Json(functions_of(&host, Some(&owner)).await?))
 }
 
 pub(crate) async fn describe(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     PathOwner(owner): PathOwner,
     Path((_, name)): Path<(String, String)>,
 ) -> Result<Json<wire::Function>, Failure> {
     let name = function_name(&name)?;
-    let status = parts.engine.get(&engine_id(&owner, &name)?).await?;
+    let status = host.engine.get(&engine_id(&owner, &name)?).await?;
     if let Some(status) = status.filter(|status| status.spec.owner().as_ref() == Some(&owner)) {
-        let live = parts.store.live(&owner, &name).await?;
-        return Ok(Json(deployed(&parts, status, live.as_ref())));
+        let live = host.store.live(&owner, &name).await?;
+        return Ok(Json(deployed(&host, status, live.as_ref())));
     }
-    let declared = parts.store.function(&owner, &name).await?;
+    let declared = host.store.function(&owner, &name).await?;
     match declared.filter(|declared| declared.repository.is_some()) {
-        Some(declared) => Ok(Json(only_declared(&parts, declared))),
+        Some(declared) => Ok(Json(only_declared(&host, declared))),
         None => Err(absent(&owner, &name)),
     }
 }
 
 pub(crate) async fn releases(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     PathOwner(owner): PathOwner,
     Path((_, name)): Path<(String, String)>,
 ) -> Result<Json<Vec<wire::Release>>, Failure> {
     let name = function_name(&name)?;
-    if parts.store.function(&owner, &name).await?.is_none() {
+    if host.store.function(&owner, &name).await?.is_none() {
         return Err(absent(&owner, &name));
     }
-    let live = parts.store.live(&owner, &name).await?;
-    let releases = parts.store.releases(&owner, &name, RELEASES_MAX).await?;
+    let live = host.store.live(&owner, &name).await?;
+    let releases = host.store.releases(&owner, &name, RELEASES_MAX).await?;
     let show = |release| wire::Release::new(release, live.as_ref());
     Ok(Json(releases.into_iter().map(show).collect()))
 }
 
 /// `follow=true`, `since=<RFC 3339>`, `tail=<lines>`, `instance=<replica>`.
 pub(crate) async fn logs(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     PathOwner(owner): PathOwner,
     Path((_, name)): Path<(String, String)>,
     Query(query): QueryMap,
 ) -> Result<Response, Failure> {
     let name = function_name(&name)?;
     let id = engine_id(&owner, &name)?;
-    let status = parts.engine.get(&id).await?;
+    let status = host.engine.get(&id).await?;
     // A function of that visible name that is not this owner's is none of theirs.
     if status.is_none_or(|status| status.spec.owner().as_ref() != Some(&owner)) {
         return Err(absent(&owner, &name));
     }
-    let lines = parts.engine.logs(log_query(id, &query)?).await?;
+    let lines = host.engine.logs(log_query(id, &query)?).await?;
     Ok(json_lines(lines.map(|line| line.map(wire::LogLine::from))))
 }
 

@@ -17,11 +17,11 @@ use updraft_store::access::{ADMIN, CHALLENGE, Denied, Principal};
 use crate::Shared;
 
 pub(crate) async fn serve(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     Path((owner, repository, path)): Path<(String, String, String)>,
     request: Request,
 ) -> Response {
-    let principal = match parts.access.authenticate(request.headers()).await {
+    let principal = match host.access.authenticate(request.headers()).await {
         Ok(principal) => principal,
         Err(denied) => return refused(denied),
     };
@@ -48,7 +48,7 @@ pub(crate) async fn serve(
         };
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
     let request = GitRequest { owner, repository, path, request };
-    parts.git.handle(request, Arc::clone(&parts.sink)).await.map(Body::new)
+    host.git.handle(request, Arc::clone(&host.sink)).await.map(Body::new)
 }
 
 fn refused(denied: Denied) -> Response {

@@ -27,17 +27,17 @@ fn own_name(owner: &OwnerName, kept: &SecretName) -> Option<SecretName> {
 }
 
 pub(crate) async fn list(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     PathOwner(owner): PathOwner,
 ) -> Result<Json<Vec<wire::Secret>>, Failure> {
-    let kept = parts.engine.list_secrets(&Namespace::default()).await?;
+    let kept = host.engine.list_secrets(&Namespace::default()).await?;
     let own = kept.iter().filter_map(|kept| own_name(&owner, kept));
     Ok(Json(own.map(|name| wire::Secret { name }).collect()))
 }
 
 /// The body is the value, byte for byte.
 pub(crate) async fn set(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     PathOwner(owner): PathOwner,
     Path((_, name)): Path<(String, String)>,
     body: Body,
@@ -45,12 +45,12 @@ pub(crate) async fn set(
     let kept = kept_name(&owner, &name)?;
     let value = SecretValue::new(read_body(body, VALUE_LIMIT).await?);
     // Two owners whose names cannot be told apart would share secrets.
-    parts.store.ensure_owner(&owner).await?;
+    host.store.ensure_owner(&owner).await?;
     let namespace = Namespace::default();
-    match parts.engine.create_secret(&namespace, &kept, value.clone()).await {
+    match host.engine.create_secret(&namespace, &kept, value.clone()).await {
         Ok(()) => Ok(StatusCode::CREATED),
         Err(EngineError::SecretExists { .. }) => {
-            parts.engine.update_secret(&namespace, &kept, value).await?;
+            host.engine.update_secret(&namespace, &kept, value).await?;
             Ok(StatusCode::OK)
         }
         Err(error) => Err(error.into()),
@@ -58,12 +58,12 @@ pub(crate) async fn set(
 }
 
 pub(crate) async fn unset(
-    State(parts): State<Shared>,
+    State(host): State<Shared>,
     PathOwner(owner): PathOwner,
     Path((_, name)): Path<(String, String)>,
 ) -> Result<StatusCode, Failure> {
     let kept = kept_name(&owner, &name)?;
-    match parts.engine.remove_secret(&Namespace::default(), &kept).await {
+    match host.engine.remove_secret(&Namespace::default(), &kept).await {
         Ok(()) => Ok(StatusCode::OK),
         Err(EngineError::UnknownSecret { .. }) => {
             Err(Failure::absent(format!("`{owner}` has no secret `{name}`")))

@@ -11,12 +11,12 @@ pub(crate) async fn front() -> &'static str {
      Push to /git/OWNER/REPOSITORY.git, or use the `updraft` command, which talks to /api/v1.\n"
 }
 
-pub(crate) async fn describe(State(parts): State<Shared>) -> Json<wire::Server> {
-    let engine = parts.engine.info();
+pub(crate) async fn describe(State(host): State<Shared>) -> Json<wire::Server> {
+    let engine = host.engine.info();
     Json(wire::Server {
-        release: parts.version.release.clone(),
-        commit: parts.version.sha.clone(),
+        release: host.version.release.clone(),
+        commit: host.version.sha.clone(),
         engine: format!("{} {}", engine.provider, engine.version.release),
-        root: parts.root.clone(),
+        root: host.root.clone(),
     })
 }

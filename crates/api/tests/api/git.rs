@@ -5,7 +5,13 @@ use std::process::Output;
 
 use tokio::process::Command;
 
-use crate::harness::{Host, PASSWORD};
+use updraft_api::client::ListOptions;
+
+use crate::harness::{Host, PASSWORD, name, owner};
+
+/// A function that needs no build.
+pub(crate) const STACK: &str =
+    "functions:\n  page:\n    skip_build: true\n    image: localhost/page:1\n";
 
 async fn git(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("git");
@@ -24,14 +30,20 @@ async fn git(folder: &Path, arguments: &[&str]) -> Output {
 
 /// A repository with one commit.
 async fn repository(host: &Host) -> std::path::PathBuf {
-    let folder = host.folder.path().join("work");
+    let folder = host.folder.path().join("checkout");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::write(folder.join("file"), "content").unwrap();
+    std::fs::write(folder.join("stack.yml"), STACK).unwrap();
     for arguments in [&["init", "-q", "-b", "main"][..], &["add", "."], &["commit", "-qm", "One"]] {
         let output = git(&folder, arguments).await;
         assert!(output.status.success(), "{output:?}");
     }
     folder
+}
+
+/// The pushes that were recorded, newest first.
+async fn pushes(host: &Host) -> Vec<String> {
+    let pushes = host.admin().pushes(&ListOptions::default()).await.unwrap();
+    pushes.iter().map(|push| format!("{}/{}", push.owner, push.repository)).collect()
 }
 
 fn url(host: &Host, user: &str, secret: &str, repository: &str) -> String {
@@ -46,16 +58,16 @@ async fn an_owner_and_the_administrator_push_and_fetch() {
     let own = url(&host, "alice", &host.alice_token, "alice/site.git");
     let pushed = git(&work, &["push", &own, "main"]).await;
     let shown = String::from_utf8_lossy(&pushed.stderr).into_owned();
-    assert!(pushed.status.success() && shown.contains("seen by the sink"), "{shown}");
+    assert!(
+        pushed.status.success() && shown.contains("http://alice.localhost:8080/page"),
+        "{shown}"
+    );
     let admin = url(&host, "admin", PASSWORD, "bob/site.git");
     assert!(git(&work, &["push", &admin, "main"]).await.status.success());
-    let pushes: Vec<_> = {
-        let pushes = host.sink.0.lock().unwrap();
-        pushes.iter().map(|push| format!("{}/{}", push.owner, push.repository)).collect()
-    };
-    assert_eq!(pushes, ["alice/site", "bob/site"]);
+    assert_eq!(pushes(&host).await, ["bob/site", "alice/site"]);
+    assert!(host.alice().function(&owner("alice"), &name("page")).await.unwrap().image.is_some());
     assert!(git(&work, &["clone", "-q", &own, "again"]).await.status.success());
-    assert!(work.join("again/file").is_file());
+    assert!(work.join("again/stack.yml").is_file());
 }
 
 #[tokio::test]
@@ -83,7 +95,7 @@ async fn a_repository_of_another_owner_is_closed_to_push_and_fetch() {
             assert!(shown.contains(told), "{shown}");
         }
     }
-    assert_eq!(host.sink.0.lock().unwrap().len(), 1);
+    assert_eq!(pushes(&host).await, ["bob/site"]);
 }
 
 #[tokio::test]
@@ -95,5 +107,5 @@ async fn names_that_cannot_be_are_not_found() {
             git(&work, &["push", &url(&host, "admin", PASSWORD, repository), "main"]).await;
         assert!(!output.status.success(), "{repository}");
     }
-    assert!(host.sink.0.lock().unwrap().is_empty());
+    assert!(pushes(&host).await.is_empty());
 }

@@ -1,17 +1,22 @@
 //! A system host with two owners over an engine that only remembers.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use updraft_api::client::{Client, ClientError, Credentials, ServerAddress};
 use updraft_api::{ApiParts, router};
+use updraft_builder::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
 use updraft_engine::{Engine, Version, Wake};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
-use updraft_source::git::{GitServer, GitServerOptions, Push, PushProgress, PushSink, PushVerdict};
+use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, UrlOf};
+use updraft_source::git::{GitServer, GitServerOptions};
+use updraft_source::template::Templates;
+
 use updraft_store::access::Access;
 use updraft_store::{Build, NewBuild, NewPush, NewRelease, PinnedTo, PushId, Release, Store};
 
@@ -19,15 +24,22 @@ use crate::memory_engine::MemoryEngine;
 
 pub(crate) const PASSWORD: &str = "the-password";
 
-/// Takes every push, remembers it and says so.
-#[derive(Debug, Default)]
-pub(crate) struct Remembered(pub(crate) Mutex<Vec<Push>>);
+/// Builds nothing: the stacks here name ready images.
+#[derive(Debug)]
+struct NoBuilder;
 
 #[async_trait::async_trait]
-impl PushSink for Remembered {
-    async fn pushed(&self, push: Push) -> PushProgress {
-        self.0.lock().unwrap().push(push);
-        PushProgress::done(&["seen by the sink"], PushVerdict::accepted())
+impl Builder for NoBuilder {
+    async fn key(&self, _: &BuildRequest, _: &LineSink) -> Result<Digest, BuildError> {
+        Err(BuildError::Cancelled)
+    }
+
+    async fn build(&self, _: &BuildRequest, _: &LineSink) -> Result<BuiltImage, BuildError> {
+        Err(BuildError::Cancelled)
+    }
+
+    async fn exists(&self, _: &BuiltImage) -> Result<bool, BuildError> {
+        Ok(false)
     }
 }
 
@@ -35,7 +47,6 @@ pub(crate) struct Host {
     pub(crate) folder: TempDir,
     pub(crate) store: Store,
     pub(crate) engine: Arc<MemoryEngine>,
-    pub(crate) sink: Arc<Remembered>,
     pub(crate) router: Router,
     pub(crate) address: SocketAddr,
     pub(crate) alice_token: String,
@@ -54,14 +65,25 @@ impl Host {
         };
         let (alice_token, bob_token) = (token("alice").await, token("bob").await);
         let engine = MemoryEngine::new();
-        let sink = Arc::new(Remembered::default());
+        let url: UrlOf = Arc::new(|owner, name| format!("http://{owner}.localhost:8080/{name}"));
+        let pipeline = Pipeline::start(PipelineParts {
+            store: store.clone(),
+            engine: engine.clone(),
+            builder: Arc::new(NoBuilder),
+            templates: Templates::new(Bytes::new(), false),
+            repositories: path("git"),
+            work: path("work"),
+            options: PipelineOptions::new(url.clone()),
+        })
+        .await
+        .unwrap();
         let router = router(ApiParts {
             store: store.clone(),
             engine: engine.clone(),
             access: Access::open(store.clone(), &path("password")).unwrap(),
             git: GitServer::new(GitServerOptions::new(path("git"))).await.unwrap(),
-            sink: sink.clone(),
-            url: Arc::new(|owner, name| format!("http://{owner}.localhost:8080/{name}")),
+            pipeline,
+            url,
             gateway_url: "http://127.0.0.1:8080".to_owned(),
             root: "localhost".to_owned(),
             version: Version { release: "0.1.0".to_owned(), sha: "0123abc".to_owned() },
@@ -69,7 +91,7 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(axum::serve(listener, router.clone()).into_future());
-        Self { folder, store, engine, sink, router, address, alice_token, bob_token }
+        Self { folder, store, engine, router, address, alice_token, bob_token }
     }
 
     pub(crate) fn client(&self, secret: &str) -> Client {
