@@ -6,7 +6,6 @@
 mod connection;
 
 use std::fmt::Write as _;
-use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,15 +20,18 @@ use updraft_pipeline::PushEvent;
 use updraft_store::{BuildId, PushId, TokenId};
 
 use crate::wire;
-use connection::{Connection, SendBody};
+use connection::Connection;
 
-pub use connection::{ClientError, Credentials, ParseServerAddressError, ServerAddress};
+pub use connection::{ClientError, Credentials, ParseServerAddressError, SendBody, ServerAddress};
 
 /// The longest an ordinary call may take to its answer's head.
 const CALL_TIME: Duration = Duration::from_mins(1);
 
 /// The longest a rollback or removal may take: replicas start or drain meanwhile.
 const CHANGE_TIME: Duration = Duration::from_mins(10);
+
+/// The longest that sending a working tree may take; the server gives up on a silent one earlier.
+const UPLOAD_TIME: Duration = Duration::from_hours(1);
 
 /// Which lines of a function's log to read.
 #[derive(Debug, Clone, Default)]
@@ -160,6 +162,27 @@ impl Client {
     /// One push.
     pub async fn push(&self, push: PushId) -> Result<wire::Push, ClientError> {
         self.get(&format!("pushes/{push}")).await
+    }
+
+    /// Sends a working tree as a tar archive, plain or gzipped, and makes its functions live.
+    /// Returns when the push is recorded; [`Self::push_events`] tells the rest.
+    ///
+    /// When `archive` breaks off so does the call, with [`ClientError::Broken`]; whoever makes the
+    /// archive knows why.
+    pub async fn upload(
+        &self,
+        owner: &OwnerName,
+        repository: &RepositoryName,
+        archive: SendBody,
+    ) -> Result<PushId, ClientError> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("/api/v1/owners/{owner}/repositories/{repository}/push"))
+            .header(header::CONTENT_TYPE, "application/x-tar")
+            .body(archive)?;
+        let response = self.connection.call(request, UPLOAD_TIME).await?;
+        let pushed: wire::Pushed = self.connection.json(response).await?;
+        Ok(pushed.push)
     }
 
     /// The story of a push from event `from` on (1 is the first), until the push is over: the last
@@ -314,7 +337,7 @@ impl Client {
 }
 
 fn whole(body: Bytes) -> SendBody {
-    Full::new(body).map_err(|never| -> io::Error { match never {} }).boxed_unsync()
+    Full::new(body).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A query string under construction.

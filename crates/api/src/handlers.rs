@@ -8,6 +8,7 @@ pub(crate) mod pushes;
 pub(crate) mod secrets;
 pub(crate) mod server;
 pub(crate) mod tokens;
+pub(crate) mod upload;
 
 use std::collections::HashMap;
 

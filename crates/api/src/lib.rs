@@ -15,16 +15,21 @@ pub mod wire;
 
 use std::fmt;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use tokio::sync::Semaphore;
 use updraft_engine::{Engine, Version};
 use updraft_pipeline::{GitSink, Pipeline, UrlOf};
-use updraft_source::git::{GitServer, PushSink};
+use updraft_source::git::{ContentLimits, GitServer, PushSink};
 use updraft_store::Store;
 
 pub use access::Access;
 pub use route::{Route, routes};
+
+/// Uploads that are received at the same time; more are told to come back.
+const UPLOADS_AT_ONCE: usize = 16;
 
 /// What the API is made of.
 #[derive(Clone)]
@@ -39,6 +44,12 @@ pub struct ApiParts {
     pub git: GitServer,
     /// What makes pushes live, rolls back and removes.
     pub pipeline: Arc<Pipeline>,
+    /// The pipeline's work folder, where uploads are unpacked.
+    pub work: PathBuf,
+    /// Most bytes of an upload, as sent.
+    pub max_upload_bytes: u64,
+    /// What an upload may hold, unpacked.
+    pub upload_limits: ContentLimits,
     /// Where a function of an owner is called.
     pub url: UrlOf,
     /// Address of the OpenFaaS gateway, such as `http://127.0.0.1:8080`, without a slash at the
@@ -65,6 +76,8 @@ struct Host {
     parts: ApiParts,
     /// Takes the pushes that come through git.
     sink: Arc<dyn PushSink>,
+    /// One permit an upload that is being received.
+    uploads: Arc<Semaphore>,
 }
 
 impl Deref for Host {
@@ -80,5 +93,9 @@ type Shared = Arc<Host>;
 /// The system host as a router: `/api/v1/*`, `/git/*` and a front page.
 pub fn router(parts: ApiParts) -> Router {
     let sink = Arc::new(GitSink::new(Arc::clone(&parts.pipeline)));
-    route::assemble(&Arc::new(Host { parts, sink }))
+    route::assemble(&Arc::new(Host {
+        parts,
+        sink,
+        uploads: Arc::new(Semaphore::new(UPLOADS_AT_ONCE)),
+    }))
 }

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
-use crate::handlers::{builds, changes, functions, git, pushes, secrets, server, tokens};
+use crate::handlers::{builds, changes, functions, git, pushes, secrets, server, tokens, upload};
 
 /// One route as it is declared, for tests and documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +79,12 @@ fn table() -> Vec<Entry> {
         entry(GET, "/api/v1/owners/{owner}/secrets", OwnerInPath, secrets::list),
         entry(PUT, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::set),
         entry(DELETE, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::unset),
+        entry(
+            POST,
+            "/api/v1/owners/{owner}/repositories/{repository}/push",
+            OwnerInPath,
+            upload::push,
+        ),
         entry(GET, "/api/v1/pushes", Known, pushes::list),
         entry(GET, "/api/v1/pushes/{push}", Known, pushes::describe),
         entry(GET, "/api/v1/pushes/{push}/events", Known, pushes::events),

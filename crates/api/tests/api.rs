@@ -14,6 +14,8 @@ mod functions;
 mod git;
 #[path = "api/harness.rs"]
 mod harness;
+#[path = "api/pushes.rs"]
+mod pushes;
 #[path = "api/secrets.rs"]
 mod secrets;
 #[path = "api/tokens.rs"]

@@ -34,8 +34,8 @@ const ANSWER_LIMIT: usize = 32 << 20;
 /// The longest line of a stream.
 const LINE_LIMIT: usize = 1 << 20;
 
-/// A body to send.
-pub(super) type SendBody = UnsyncBoxBody<Bytes, io::Error>;
+/// A body to send, in pieces.
+pub type SendBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// A server's address: `http://host[:port]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

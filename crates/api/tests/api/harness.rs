@@ -14,7 +14,7 @@ use updraft_builder::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
 use updraft_engine::{Engine, Version, Wake};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
 use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, UrlOf};
-use updraft_source::git::{GitServer, GitServerOptions};
+use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
 
 use updraft_store::access::Access;
@@ -83,6 +83,9 @@ impl Host {
             access: Access::open(store.clone(), &path("password")).unwrap(),
             git: GitServer::new(GitServerOptions::new(path("git"))).await.unwrap(),
             pipeline,
+            work: path("work"),
+            max_upload_bytes: 1 << 20,
+            upload_limits: ContentLimits { max_files: 20, ..ContentLimits::default() },
             url,
             gateway_url: "http://127.0.0.1:8080".to_owned(),
             root: "localhost".to_owned(),
