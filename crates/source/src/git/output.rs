@@ -1,10 +1,17 @@
 //! What `git receive-pack` says while it works: progress to pass on, a report to keep.
+//!
+//! A push that is given up is not killed at once: git takes away the objects it has received only
+//! when it comes to its end by itself, which it does when its input ends and its output is read.
+
+use std::process::ExitStatus;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::process::ChildStdout;
 
+use super::GitError;
 use super::pktline::{self, Packet};
+use super::program::{GRACE, RunningGit};
 
 /// Most bytes of a report.
 const REPORT_BYTES: usize = 16 * 1024 * 1024;
@@ -15,10 +22,11 @@ const NO_SPACE: &[u8] = b"No space left on device";
 /// Bytes read from git at once.
 const PIECE: usize = 16 * 1024;
 
-/// The output of a running `git receive-pack`.
+/// A running `git receive-pack` and its output.
 #[derive(Debug)]
 pub(super) struct Output {
-    stdout: ChildStdout,
+    /// There until the drop.
+    running: Option<(RunningGit, ChildStdout)>,
     side_band: bool,
     buffer: BytesMut,
     report: BytesMut,
@@ -28,9 +36,9 @@ pub(super) struct Output {
 
 impl Output {
     /// The output as it is for a client with or without side bands.
-    pub(super) fn new(stdout: ChildStdout, side_band: bool) -> Self {
+    pub(super) fn new(git: RunningGit, stdout: ChildStdout, side_band: bool) -> Self {
         Self {
-            stdout,
+            running: Some((git, stdout)),
             side_band,
             buffer: BytesMut::new(),
             report: BytesMut::new(),
@@ -49,8 +57,9 @@ impl Output {
             if self.ended {
                 return None;
             }
+            let Some((_, stdout)) = &mut self.running else { return None };
             self.buffer.reserve(PIECE);
-            match self.stdout.read_buf(&mut self.buffer).await {
+            match stdout.read_buf(&mut self.buffer).await {
                 Ok(0) => self.ended = true,
                 Ok(_) => {}
                 Err(error) => {
@@ -58,6 +67,14 @@ impl Output {
                     self.ended = true;
                 }
             }
+        }
+    }
+
+    /// Waits for git's end, once `next_progress` has come to its own.
+    pub(super) async fn wait(&mut self) -> Result<ExitStatus, GitError> {
+        match &mut self.running {
+            Some((git, _)) => git.wait().await,
+            None => Err(GitError::Talk(std::io::ErrorKind::BrokenPipe.into())),
         }
     }
 
@@ -113,5 +130,21 @@ impl Output {
         if self.report.len() + part.len() <= REPORT_BYTES {
             self.report.extend_from_slice(&part);
         }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        let Some((mut git, mut stdout)) = self.running.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        drop(runtime.spawn(async move {
+            let ending = async {
+                let read = tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await;
+                (read, git.wait().await)
+            };
+            if tokio::time::timeout(GRACE, ending).await.is_err() {
+                tracing::debug!("git did not end by itself");
+            }
+        }));
     }
 }

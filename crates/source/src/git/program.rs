@@ -18,6 +18,9 @@ use super::GitError;
 /// Where git looks for the few programs it calls.
 const CHILD_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
+/// How long a git that is no longer wanted may clean up.
+pub(super) const GRACE: Duration = Duration::from_secs(3);
+
 /// How much of a failing git's complaint is kept.
 const COMPLAINT_BYTES: u64 = 8 * 1024;
 
@@ -88,7 +91,8 @@ pub(super) struct GitProgram {
 /// A running git; dropped, it and all that it started are killed.
 #[derive(Debug)]
 pub(super) struct RunningGit {
-    child: Child,
+    /// There until the drop.
+    child: Option<Child>,
 }
 
 /// What a short question to git brought back.
@@ -174,7 +178,7 @@ impl GitProgram {
         let child = command
             .spawn()
             .map_err(|cause| GitError::Start { program: self.path.clone(), cause })?;
-        Ok(RunningGit { child })
+        Ok(RunningGit { child: Some(child) })
     }
 
     /// Runs a short question to its end; of the answer, the first MiB is read.
@@ -207,20 +211,20 @@ impl GitProgram {
 
 impl RunningGit {
     pub(super) fn take_stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
+        self.child.as_mut()?.stdin.take()
     }
 
     pub(super) fn take_stdout(&mut self) -> Option<ChildStdout> {
-        self.child.stdout.take()
+        self.child.as_mut()?.stdout.take()
     }
 
     pub(super) fn take_stderr(&mut self) -> Option<ChildStderr> {
-        self.child.stderr.take()
+        self.child.as_mut()?.stderr.take()
     }
 
     /// Bounds what this git and the programs it starts from now on may take.
     pub(super) fn limit(&self, limits: KernelLimits) {
-        let Some(pid) = self.pid() else { return };
+        let Some(pid) = self.child.as_ref().and_then(process_id) else { return };
         let bounds = [
             (Resource::As, limits.memory_bytes),
             (Resource::Fsize, limits.file_bytes),
@@ -236,22 +240,38 @@ impl RunningGit {
 
     /// Waits for the end.
     pub(super) async fn wait(&mut self) -> Result<ExitStatus, GitError> {
-        self.child.wait().await.map_err(GitError::Talk)
-    }
-
-    fn pid(&self) -> Option<Pid> {
-        self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+        match &mut self.child {
+            Some(child) => child.wait().await.map_err(GitError::Talk),
+            None => Err(GitError::Talk(std::io::ErrorKind::BrokenPipe.into())),
+        }
     }
 }
 
 impl Drop for RunningGit {
     fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
         // `id` is `None` once the child has been waited for, so a recycled id is never hit.
-        if let Some(pid) = self.pid()
-            && let Err(error) = kill_process_group(pid, Signal::KILL)
-        {
-            tracing::debug!(%error, "could not kill git");
+        let Some(group) = process_id(&child) else { return };
+        signal(group, Signal::TERM);
+        // Asked politely, a git takes away its lock files. It has a moment to do so.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+                    signal(group, Signal::KILL);
+                }
+            })),
+            Err(_) => signal(group, Signal::KILL),
         }
+    }
+}
+
+fn process_id(child: &Child) -> Option<Pid> {
+    child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+}
+
+fn signal(group: Pid, signal: Signal) {
+    if let Err(error) = kill_process_group(group, signal) {
+        tracing::debug!(%error, ?signal, "could not stop git");
     }
 }
 

@@ -29,7 +29,7 @@ use super::answer::{Answer, follow};
 use super::body::{BodyError, RequestBody};
 use super::commands::{CommandsError, HeadReader, PushHead};
 use super::pktline::{self, Band};
-use super::program::{RunningGit, read_complaint};
+use super::program::read_complaint;
 use super::push::{Push, PushSink, PushVerdict, RefUpdate};
 use super::report::Report;
 use super::repository::{is_repository, size};
@@ -74,7 +74,7 @@ pub(super) async fn receive(
     mut body: RequestBody,
     mut response: oneshot::Sender<Response<GitBody>>,
 ) {
-    // While the client is needed, its leaving ends the push: git is killed by the drop.
+    // While the client is needed, its leaving ends the push: git is given up by the drop.
     let taken = tokio::select! {
         taken = take_in(&push, &mut body) => taken,
         () = response.closed() => {
@@ -103,7 +103,6 @@ pub(super) async fn receive(
 /// A push that git has whole.
 struct Taken {
     head: PushHead,
-    git: RunningGit,
     output: Output,
     complaint: tokio::task::JoinHandle<String>,
     early: BytesMut,
@@ -202,7 +201,7 @@ async fn take_in(push: &Receiving, body: &mut RequestBody) -> Result<Taken, Refu
         let error = GitError::Talk(std::io::ErrorKind::BrokenPipe.into());
         return Err(Refusal::fault(&head, &error));
     };
-    let mut output = Output::new(stdout, head.capabilities.side_band);
+    let mut output = Output::new(git, stdout, head.capabilities.side_band);
 
     // Git may speak while it is still being fed; not to listen could block both.
     let mut early = BytesMut::new();
@@ -226,7 +225,6 @@ async fn take_in(push: &Receiving, body: &mut RequestBody) -> Result<Taken, Refu
             None
         }
         Sent::TooLarge => {
-            drop(git);
             let limit = inner.options.max_push_bytes;
             let reason = if room < limit {
                 format!(
@@ -243,7 +241,7 @@ async fn take_in(push: &Receiving, body: &mut RequestBody) -> Result<Taken, Refu
             return Err(Refusal::report(&head, &reason));
         }
     };
-    Ok(Taken { head, git, output, complaint, early, turn })
+    Ok(Taken { head, output, complaint, early, turn })
 }
 
 /// Reads the head of the push; returns it with all bytes received so far, head included.
@@ -313,11 +311,11 @@ async fn drain(body: &mut RequestBody) {
 
 /// From here on nothing stops the push: git ends, the sink hears of it, the report goes out.
 async fn finish(push: Receiving, taken: Taken, mut answer: Answer) {
-    let Taken { head, git, mut output, complaint, early, turn } = taken;
+    let Taken { head, output, complaint, early, turn } = taken;
     if !early.is_empty() {
         answer.progress(&early).await;
     }
-    let mut report = end_git(&push, &head, git, &mut output, complaint, &mut answer).await;
+    let mut report = end_git(&push, &head, output, complaint, &mut answer).await;
     // The deployment may take long and needs no git.
     drop(push.permit);
 
@@ -347,8 +345,7 @@ async fn finish(push: Receiving, taken: Taken, mut answer: Answer) {
 async fn end_git(
     push: &Receiving,
     head: &PushHead,
-    mut git: RunningGit,
-    output: &mut Output,
+    mut output: Output,
     complaint: tokio::task::JoinHandle<String>,
     answer: &mut Answer,
 ) -> Report {
@@ -361,7 +358,7 @@ async fn end_git(
                 answer.progress(&progress).await;
             }
         }
-        git.wait().await
+        output.wait().await
     };
     let reason = match tokio::time::timeout(limit, ending).await {
         Ok(Ok(status)) => match Report::parse(output.report()) {
@@ -376,8 +373,8 @@ async fn end_git(
         Ok(Err(error)) => error.to_string(),
         Err(_) => GitError::TimedOut { limit }.to_string(),
     };
-    // Killed, so that the complaint ends too.
-    drop(git);
+    // Given up, so that the complaint ends too.
+    drop(output);
     let complaint = complaint.await.unwrap_or_default();
     tracing::error!(owner = %push.owner, repository = %push.repository, reason, complaint, "git failed to take a push in");
     let references = head.commands.iter().map(|command| command.reference.as_str());

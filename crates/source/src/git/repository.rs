@@ -22,6 +22,9 @@ const EMPTY: &str = ".empty.git";
 /// Folders of repositories that are being made.
 const NEW_PREFIX: &str = ".new-";
 
+/// Where git keeps what it has received until it has judged it.
+const RECEIVED_PREFIX: &str = "tmp_objdir-";
+
 /// Longest time for `git init`.
 const INIT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -96,10 +99,18 @@ impl Repositories {
     }
 
     fn clear_half_made(&self) -> io::Result<()> {
-        for entry in std::fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(NEW_PREFIX) {
-                std::fs::remove_dir_all(entry.path())?;
+        for folder in folders_in(&self.folder)? {
+            if starts_with(&folder, NEW_PREFIX) {
+                std::fs::remove_dir_all(folder)?;
+                continue;
+            }
+            for repository in folders_in(&folder)? {
+                let objects = repository.join("objects");
+                for received in folders_in(&objects).or_else(ignore_missing)? {
+                    if starts_with(&received, RECEIVED_PREFIX) {
+                        std::fs::remove_dir_all(received)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -125,6 +136,25 @@ impl PushTurns {
 /// Whether there is a repository at `path`. It was renamed into place whole, so one look does.
 pub(super) fn is_repository(path: &Path) -> bool {
     path.join("HEAD").is_file()
+}
+
+fn folders_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    Ok(folders)
+}
+
+fn starts_with(path: &Path, prefix: &str) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+}
+
+fn ignore_missing(error: io::Error) -> io::Result<Vec<PathBuf>> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(Vec::new()) } else { Err(error) }
 }
 
 /// Bytes that a repository takes on disk. Files that vanish meanwhile count as nothing.

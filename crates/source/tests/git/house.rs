@@ -141,6 +141,23 @@ impl House {
         self.head().await
     }
 
+    /// Waits until git has taken away all that it had half written.
+    pub(crate) async fn assert_no_leftovers(&self) {
+        let objects = self.bare().join("objects");
+        let left = || {
+            let entries = std::fs::read_dir(&objects).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name.to_string_lossy().starts_with("tmp_")).collect::<Vec<_>>()
+        };
+        let clean = async {
+            while !left().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let cleaned = tokio::time::timeout(BOUND, clean).await;
+        assert!(cleaned.is_ok(), "left behind: {:?}", left());
+    }
+
     pub(crate) async fn head(&self) -> String {
         self.ok(&["rev-parse", "HEAD"]).await
     }

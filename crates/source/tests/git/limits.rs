@@ -54,6 +54,7 @@ async fn a_push_larger_than_allowed_is_refused_with_its_reason() {
     assert_eq!(pushed.status.code(), Some(1), "{text}");
     assert!(text.contains("remote: the push is larger than 1 MiB"), "{text}");
     assert!(text.contains("! [remote rejected] main -> main (the push is larger"), "{text}");
+    house.assert_no_leftovers().await;
     assert!(house.pushes().is_empty());
 
     house.ok(&["rm", "-q", "noise"]).await;
@@ -192,6 +193,7 @@ async fn a_push_that_breaks_off_changes_nothing() {
     assert_eq!(&answer, b"HTTP/1.1 408");
     assert!(house.server.drain(BOUND).await, "nothing may be left running");
     assert_eq!(house.pushes().len(), 1);
+    house.assert_no_leftovers().await;
     let head = updraft_source::git::resolve(&house.bare(), "refs/heads/main").await.unwrap();
     assert_eq!(head, Some(first));
 }
