@@ -1,20 +1,27 @@
 //! One connection from outside: how long it may dawdle, and how it ends.
 
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use updraft_invoke::Wire;
 
 /// What happens on a connection, noted without looking at a clock: whoever watches it looks from
 /// time to time.
+///
+/// A connection's task looks at what others tell it only when it runs anyway, and `waker` makes it
+/// run; so a request costs no subscription to anything.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
+    /// The connection's task.
+    pub(crate) waker: AtomicWaker,
     /// Requests begun.
     begun: AtomicU32,
     /// Requests whose answer has not ended.
@@ -37,6 +44,79 @@ impl Activity {
             self.http2.store(true, Ordering::Relaxed);
         }
         Busy(Arc::clone(self))
+    }
+}
+
+/// All open connections, and how far the shutdown has come.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    phase: AtomicU8,
+    /// Locked when a connection comes or goes.
+    open: Mutex<HashMap<u64, Arc<Activity>>>,
+    next: AtomicU64,
+}
+
+/// What every connection is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// Serve.
+    Open = 0,
+    /// End after the requests that are open.
+    Leaving = 1,
+    /// End now.
+    Cut = 2,
+}
+
+impl Connections {
+    /// What connections are told now.
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Open,
+            1 => Phase::Leaving,
+            _ => Phase::Cut,
+        }
+    }
+
+    /// Tells every connection.
+    pub(crate) fn tell(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+        for activity in self.open().values() {
+            activity.waker.wake();
+        }
+    }
+
+    /// Notes a new connection for as long as the guard lives.
+    pub(crate) fn enter(self: &Arc<Self>) -> Entry {
+        let activity = Arc::new(Activity::default());
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open().insert(number, Arc::clone(&activity));
+        Entry { connections: Arc::clone(self), number, activity }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Activity>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the open ones.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    connections: Arc<Connections>,
+    number: u64,
+    pub(crate) activity: Arc<Activity>,
+}
+
+impl Entry {
+    /// What this connection is told. Asked after the waker is set, it misses nothing.
+    pub(crate) fn phase(&self) -> Phase {
+        self.connections.phase()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.open().remove(&self.number);
     }
 }
 
@@ -119,13 +199,13 @@ impl Patience {
 
 /// A socket that notes what passes.
 pub(crate) struct WatchedStream {
-    stream: TokioIo<TcpStream>,
+    stream: Wire,
     activity: Arc<Activity>,
 }
 
 impl WatchedStream {
     pub(crate) fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
-        Self { stream: TokioIo::new(stream), activity }
+        Self { stream: Wire::new(stream), activity }
     }
 
     fn note_written(&self, polled: &Poll<io::Result<usize>>) {

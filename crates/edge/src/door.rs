@@ -27,7 +27,7 @@ use tower::ServiceExt;
 use updraft_invoke::{Caller, Failure, Function, InvokeBody, Invoker, RequestBody, Scheme};
 
 use crate::body::EdgeBody;
-use crate::connection::{Activity, Patience, Verdict, WatchedStream};
+use crate::connection::{Connections, Entry, Patience, Phase, Verdict, WatchedStream};
 use crate::host::{Host, HostError};
 use crate::route::{Place, Root, Site};
 
@@ -121,8 +121,8 @@ impl Edge {
     /// Accepts connections until `shutdown`, then lets open requests end within the grace
     /// period, closes what is left, tunnels included, and returns.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
-        let connections = TaskTracker::new();
-        let cut = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let connections = Arc::new(Connections::default());
         let places = Arc::new(Semaphore::new(self.parts.limits.connections));
         let accepting = async {
             loop {
@@ -136,40 +136,35 @@ impl Edge {
                         continue;
                     }
                 };
-                let serving = Arc::clone(&self).serve_connection(stream, peer, shutdown.clone());
-                let cut = cut.clone();
-                connections.spawn(async move {
-                    cut.run_until_cancelled(serving).await;
+                let entry = connections.enter();
+                let serving = Arc::clone(&self).serve_connection(stream, peer, entry);
+                tasks.spawn(async move {
+                    serving.await;
                     drop(place);
                 });
             }
         };
         shutdown.run_until_cancelled(accepting).await;
         drop(listener);
-        connections.close();
-        if timeout(self.parts.limits.grace, connections.wait()).await.is_err() {
-            tracing::warn!(open = connections.len(), "closing connections that are still open");
+        tasks.close();
+        connections.tell(Phase::Leaving);
+        if timeout(self.parts.limits.grace, tasks.wait()).await.is_err() {
+            tracing::warn!(open = tasks.len(), "closing connections that are still open");
         }
-        cut.cancel();
-        connections.wait().await;
+        connections.tell(Phase::Cut);
+        tasks.wait().await;
         self.parts.invoker.close_tunnels().await;
     }
 
-    async fn serve_connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        shutdown: CancellationToken,
-    ) {
-        // Answers leave as they come, and peers that vanished are noticed.
-        drop(stream.set_nodelay(true));
+    async fn serve_connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
+        // Peers that vanished are noticed.
         let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
         let limits = &self.parts.limits;
-        let activity = Arc::new(Activity::default());
+        let activity = &entry.activity;
         let caller = Caller::new(peer, Scheme::Http);
-        let stream = WatchedStream::new(stream, Arc::clone(&activity));
+        let stream = WatchedStream::new(stream, Arc::clone(activity));
         let tick = Patience::tick(limits.head);
-        let mut patience = Patience::new(Arc::clone(&activity), limits.head, limits.idle);
+        let mut patience = Patience::new(Arc::clone(activity), limits.head, limits.idle);
         let service = service_fn(|request: Request<Incoming>| {
             let busy = activity.begin(request.version() == Version::HTTP_2);
             let (edge, caller) = (Arc::clone(&self), caller.clone());
@@ -180,22 +175,38 @@ impl Edge {
         });
         let mut serving = pin!(self.server.serve_connection_with_upgrades(stream, service));
         let mut look = pin!(sleep_until(Instant::now() + tick));
-        let mut told = pin!(shutdown.cancelled_owned());
+        let mut set = false;
         let mut leaving = false;
         let outcome = poll_fn(|context| {
+            // Once is enough: a task is woken through the same waker all its life. The same
+            // holds for the timer, until it is set again.
+            if !set {
+                set = true;
+                activity.waker.register(context.waker());
+                if look.as_mut().poll(context).is_ready() {
+                    context.waker().wake_by_ref();
+                }
+            }
             loop {
                 if let Poll::Ready(outcome) = serving.as_mut().poll(context) {
                     return Poll::Ready(outcome);
                 }
-                if !leaving && told.as_mut().poll(context).is_ready() {
-                    leaving = true;
-                    serving.as_mut().graceful_shutdown();
-                    continue;
+                match entry.phase() {
+                    Phase::Leaving if !leaving => {
+                        leaving = true;
+                        serving.as_mut().graceful_shutdown();
+                        continue;
+                    }
+                    Phase::Cut => return Poll::Ready(Ok(())),
+                    Phase::Open | Phase::Leaving => {}
                 }
-                if look.as_mut().poll(context).is_pending() {
+                if !look.is_elapsed() {
                     return Poll::Pending;
                 }
                 look.as_mut().reset(Instant::now() + tick);
+                if look.as_mut().poll(context).is_ready() {
+                    context.waker().wake_by_ref();
+                }
                 match patience.look() {
                     Verdict::Keep => {}
                     Verdict::Retire if !leaving => {

@@ -5,6 +5,8 @@
 #[path = "common/support.rs"]
 mod support;
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
 use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
@@ -19,7 +21,7 @@ async fn mirror() -> Replica {
         let (head, body) = request.into_parts();
         let mut seen = format!("{} {} {:?}\n", head.method, head.uri, head.version);
         for (name, value) in &head.headers {
-            seen += &format!("{name}: {}\n", value.to_str().unwrap());
+            writeln!(seen, "{name}: {}", value.to_str().unwrap()).unwrap();
         }
         seen += &String::from_utf8_lossy(&body.collect().await.unwrap().to_bytes());
         text(seen)

@@ -17,7 +17,6 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::task::AbortOnDropHandle;
@@ -26,6 +25,7 @@ use updraft_engine::Lease;
 use crate::body::{BodyError, RequestBody, Upload};
 use crate::metrics::Account;
 use crate::replica::Replica;
+use crate::wire::Wire;
 
 /// Hyper's side of a connection; its type has no name outside of hyper.
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
@@ -55,9 +55,8 @@ impl Connection {
     /// Connects.
     pub(crate) async fn open(address: SocketAddr, limit: Duration) -> std::io::Result<Self> {
         let stream = tokio::time::timeout(limit, TcpStream::connect(address)).await??;
-        stream.set_nodelay(true)?;
         let (sender, driver) = http1::Builder::new()
-            .handshake(TokioIo::new(stream))
+            .handshake(Wire::new(stream))
             .await
             .map_err(std::io::Error::other)?;
         let driver: Driver = Box::pin(driver.with_upgrades());

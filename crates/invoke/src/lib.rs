@@ -19,6 +19,7 @@ mod replica;
 mod table;
 mod tunnel;
 mod waiting;
+mod wire;
 
 pub use body::{BodyError, InvokeBody, RequestBody};
 pub use failure::{Failure, INTERNAL};
@@ -26,3 +27,4 @@ pub use function::Function;
 pub use headers::{CALL_ID, Caller, Scheme, call_id};
 pub use invoker::Invoker;
 pub use options::InvokeOptions;
+pub use wire::Wire;
