@@ -187,11 +187,8 @@ class Connection:
         names = {name.lower() for name, _ in headers}
         lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}"]
         for name, value in headers:
-            line = f"{name}: {value}"
-            if "\r" in line or "\n" in line or "\0" in line:
-                raise ValueError(f"header {name!r} holds a line break")
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
-                lines.append(line)
+                lines.append(f"{name}: {value}")
         if "content-type" not in names and not bare:
             lines.append("Content-Type: text/plain; charset=utf-8")
         if not bare:
@@ -227,6 +224,9 @@ def to_answer(result):
         headers = result[2] if len(result) == 3 else []
     headers = [(str(name), str(value))
                for name, value in (headers.items() if hasattr(headers, "items") else headers)]
+    for name, value in headers:
+        if any(char in name or char in value for char in "\r\n\0"):
+            raise ValueError(f"header {name!r} holds a line break")
     kind = None
     if body is None:
         body = b""
