@@ -11,6 +11,7 @@ mod body;
 mod checkout;
 mod commands;
 mod contained;
+mod journal;
 mod output;
 mod pktline;
 mod program;
@@ -254,6 +255,28 @@ impl GitServer {
         sink: Arc<dyn PushSink>,
     ) -> http::Response<GitBody> {
         serve::handle(&self.inner, request, sink).await
+    }
+
+    /// Tells `sink` of the pushes that git took in while the process before this one died, before
+    /// the sink had recorded them. Returns how many. To be called once at start, before the first
+    /// request is handled.
+    ///
+    /// The sink may have recorded such a push after all: told of the same ref and object twice, it
+    /// must do the work once.
+    ///
+    /// # Errors
+    /// The machine's fault: a repository cannot be read.
+    pub async fn recover(&self, sink: &dyn PushSink) -> Result<usize, GitError> {
+        let Inner { program, repositories, turns, .. } = &*self.inner;
+        journal::recover(program, repositories, turns, sink).await
+    }
+
+    /// The repositories that exist, in the order of their names.
+    ///
+    /// # Errors
+    /// The machine's fault: the folder of the repositories cannot be read.
+    pub fn repositories(&self) -> Result<Vec<(OwnerName, RepositoryName)>, GitError> {
+        self.inner.repositories.list()
     }
 
     /// Waits until no push is under way any more, at most `limit`; tells whether that was so.

@@ -35,7 +35,9 @@ pub(super) enum CommandsError {
     TooLong,
     #[error("a ref has a name longer than {MAX_REFERENCE_BYTES} bytes or not in UTF-8, rename it")]
     Reference,
-    #[error("at most {MAX_OPTIONS} push options of {MAX_OPTION_BYTES} bytes are taken")]
+    #[error(
+        "at most {MAX_OPTIONS} push options of one line and {MAX_OPTION_BYTES} bytes are taken"
+    )]
     Options,
     #[error("signed pushes are not supported, push without `--signed`")]
     Certificate,
@@ -170,6 +172,9 @@ impl HeadReader {
             return Err(CommandsError::Options);
         }
         let option = std::str::from_utf8(line).map_err(|_| CommandsError::Options)?;
+        if option.chars().any(char::is_control) {
+            return Err(CommandsError::Options);
+        }
         self.head.options.push(option.to_owned());
         Ok(())
     }

@@ -39,7 +39,7 @@ pub trait PushSink: Send + Sync + Debug + 'static {
     /// Records the push and returns at once; the work goes on behind the returned progress.
     ///
     /// Called in the order in which the refs of a repository moved: the next push to the same
-    /// repository waits until this returns.
+    /// repository waits until this returns. After a crash it may be told of a push again.
     async fn pushed(&self, push: Push) -> PushProgress;
 }
 

@@ -98,10 +98,25 @@ pub async fn resolve(bare: &Path, reference: &str) -> Result<Option<String>, Git
     if !reference.starts_with("refs/") && reference != "HEAD" {
         return Ok(None);
     }
-    let program = GitProgram::on_path()?;
+    parse_revision(&GitProgram::on_path()?, bare, &format!("{reference}^{{commit}}")).await
+}
+
+/// The object that a ref points to, be it a commit or a tag.
+pub(super) async fn ref_value(
+    program: &GitProgram,
+    bare: &Path,
+    reference: &str,
+) -> Result<Option<String>, GitError> {
+    parse_revision(program, bare, reference).await
+}
+
+async fn parse_revision(
+    program: &GitProgram,
+    bare: &Path,
+    revision: &str,
+) -> Result<Option<String>, GitError> {
     let mut command = program.command_in(bare);
-    command.args(["rev-parse", "--verify", "--quiet", "--end-of-options"]);
-    command.arg(format!("{reference}^{{commit}}"));
+    command.args(["rev-parse", "--verify", "--quiet", "--end-of-options", revision]);
     let answer = program.ask(&mut command, LIMIT).await?;
     let text = String::from_utf8_lossy(&answer.output).trim().to_owned();
     match (answer.status.success(), is_object_id(&text)) {

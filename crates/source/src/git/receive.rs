@@ -28,6 +28,7 @@ use updraft_model::{OwnerName, RepositoryName};
 use super::answer::{Answer, follow};
 use super::body::{BodyError, RequestBody};
 use super::commands::{CommandsError, HeadReader, PushHead};
+use super::journal::Note;
 use super::pktline::{self, Band};
 use super::program::read_complaint;
 use super::push::{Push, PushSink, PushVerdict, RefUpdate};
@@ -58,14 +59,29 @@ pub(super) struct Receiving {
     pub(super) permit: OwnedSemaphorePermit,
 }
 
+/// The right to end a push, and the note about it for the case that we die meanwhile.
+struct Turn {
+    note: Note,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Turn {
+    /// Nothing is left to do: the sink knows, or nothing moved.
+    fn done(self) {
+        self.note.cross_out();
+    }
+}
+
 /// How the sending half of a push ended.
 enum Sent {
     /// Git has everything, and it is this push's turn to end.
-    All(OwnedMutexGuard<()>),
+    All(Turn),
     /// Git stopped reading; it has said why, or crashed.
     GitStopped,
     /// The push is larger than allowed.
     TooLarge,
+    /// It failed on our side.
+    Fault(GitError),
 }
 
 /// Takes in one push and answers it through `response`.
@@ -106,7 +122,7 @@ struct Taken {
     output: Output,
     complaint: tokio::task::JoinHandle<String>,
     early: BytesMut,
-    turn: Option<OwnedMutexGuard<()>>,
+    turn: Option<Turn>,
 }
 
 /// A push that ends before git has taken it in.
@@ -206,7 +222,7 @@ async fn take_in(push: &Receiving, body: &mut RequestBody) -> Result<Taken, Refu
     // Git may speak while it is still being fed; not to listen could block both.
     let mut early = BytesMut::new();
     let sent = {
-        let mut sending = std::pin::pin!(send(push, body, received, stdin, room));
+        let mut sending = std::pin::pin!(send(push, &head, body, received, stdin, room));
         loop {
             tokio::select! {
                 sent = &mut sending => break sent?,
@@ -224,6 +240,7 @@ async fn take_in(push: &Receiving, body: &mut RequestBody) -> Result<Taken, Refu
             drain(body).await;
             None
         }
+        Sent::Fault(error) => return Err(Refusal::fault(&head, &error)),
         Sent::TooLarge => {
             let limit = inner.options.max_push_bytes;
             let reason = if room < limit {
@@ -277,6 +294,7 @@ async fn room(push: &Receiving, head: &PushHead) -> Result<u64, Refusal> {
 /// when it has all, so refs move, and the sink hears of it, one push after the other.
 async fn send(
     push: &Receiving,
+    head: &PushHead,
     body: &mut RequestBody,
     received: Bytes,
     mut stdin: ChildStdin,
@@ -295,10 +313,17 @@ async fn send(
         held = piece;
     }
     let turn = push.inner.turns.take(&push.bare).await;
-    match stdin.write_all(&held).await {
-        Ok(()) => Ok(Sent::All(turn)),
-        Err(_) => Ok(Sent::GitStopped),
-    }
+    let note = match Note::write(&push.bare, head) {
+        Ok(note) => note,
+        Err(cause) => {
+            let path = push.bare.clone();
+            return Ok(Sent::Fault(GitError::Storage { what: "write into", path, cause }));
+        }
+    };
+    let turn = Turn { note, _turn: turn };
+    // Whether git wanted these last bytes shows in its report.
+    let _stopped = stdin.write_all(&held).await;
+    Ok(Sent::All(turn))
 }
 
 /// Reads and throws away what the client still sends, within bounds.
@@ -321,7 +346,9 @@ async fn finish(push: Receiving, taken: Taken, mut answer: Answer) {
 
     let updates = moved(&head, &report);
     if updates.is_empty() {
-        drop(turn);
+        if let Some(turn) = turn {
+            turn.done();
+        }
         if head.shallow && report.refs.iter().any(|entry| entry.outcome.is_err()) {
             answer
                 .line("this clone lacks history: run `git fetch --unshallow` and push again")
@@ -334,7 +361,9 @@ async fn finish(push: Receiving, taken: Taken, mut answer: Answer) {
         let message =
             Push { owner: push.owner, repository: push.repository, updates, options: head.options };
         let progress = push.sink.pushed(message).await;
-        drop(turn);
+        if let Some(turn) = turn {
+            turn.done();
+        }
         let verdict = follow(progress, &mut answer, push.inner.options.progress_limit).await;
         apply(&mut report, verdict.as_ref());
     }

@@ -72,6 +72,28 @@ impl Repositories {
         if is_repository(path) { Ok(()) } else { self.make(path, program).await }
     }
 
+    /// All repositories, in the order of their names.
+    pub(super) fn list(&self) -> Result<Vec<(OwnerName, RepositoryName)>, GitError> {
+        let storage = |cause| GitError::Storage { what: "read", path: self.folder.clone(), cause };
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let mut found = Vec::new();
+        for folder in folders_in(&self.folder).map_err(storage)? {
+            let Some(Ok(owner)) = name(&folder).map(OwnerName::new) else { continue };
+            for bare in folders_in(&folder).map_err(storage)? {
+                let repository = name(&bare)
+                    .and_then(|name| name.strip_suffix(".git").map(str::to_owned))
+                    .and_then(|name| RepositoryName::new(name).ok());
+                if let Some(repository) = repository
+                    && is_repository(&bare)
+                {
+                    found.push((owner.clone(), repository));
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
     async fn make(&self, path: &Path, program: &GitProgram) -> Result<(), GitError> {
         let storage = |what, cause| GitError::Storage { what, path: path.to_owned(), cause };
         let parent = path.parent().unwrap_or(&self.folder);

@@ -57,6 +57,7 @@ impl PushSink for TestSink {
 pub(crate) struct House {
     pub(crate) server: GitServer,
     pub(crate) sink: Arc<TestSink>,
+    serving: Arc<Mutex<Arc<dyn PushSink>>>,
     pub(crate) handed: mpsc::UnboundedReceiver<PushReporter>,
     pub(crate) address: SocketAddr,
     pub(crate) folder: tempfile::TempDir,
@@ -78,16 +79,22 @@ impl House {
             reactions: Mutex::default(),
             handed: handed_tx,
         });
-        let state = (server.clone(), Arc::clone(&sink));
+        let serving = Arc::new(Mutex::new(Arc::clone(&sink) as Arc<dyn PushSink>));
+        let state = (server.clone(), Arc::clone(&serving));
         let app = axum::Router::new()
             .route("/git/{owner}/{repository}/{*path}", axum::routing::any(answer))
             .with_state(state);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(tokio::spawn(async move { axum::serve(listener, app).await }));
-        let house = Self { server, sink, handed, address, folder };
+        let house = Self { server, sink, serving, handed, address, folder };
         house.ok(&["init", "-q", "-b", "main", "."]).await;
         house
+    }
+
+    /// Lets the server tell another sink.
+    pub(crate) fn set_sink(&mut self, sink: Arc<dyn PushSink>) {
+        *self.serving.lock().unwrap() = sink;
     }
 
     pub(crate) fn react(&self, reaction: Reaction) {
@@ -164,7 +171,7 @@ impl House {
 }
 
 async fn answer(
-    State((server, sink)): State<(GitServer, Arc<TestSink>)>,
+    State((server, sink)): State<(GitServer, Arc<Mutex<Arc<dyn PushSink>>>)>,
     UrlPath((owner, repository, path)): UrlPath<(String, String, String)>,
     request: axum::extract::Request,
 ) -> Response {
@@ -174,6 +181,7 @@ async fn answer(
         path,
         request: request.map(|body| body.map_err(Into::into).boxed_unsync()),
     };
+    let sink = Arc::clone(&sink.lock().unwrap());
     server.handle(request, sink).await.map(axum::body::Body::new)
 }
 

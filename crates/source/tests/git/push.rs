@@ -1,9 +1,12 @@
 //! Pushing and cloning.
 
 use std::process::Stdio;
+use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
-use updraft_source::git::{PushVerdict, RefFailure, RefUpdate};
+use updraft_source::git::{
+    GitServer, GitServerOptions, Push, PushProgress, PushSink, PushVerdict, RefFailure, RefUpdate,
+};
 
 use crate::house::{BOUND, House, Reaction, git_in, run, stderr};
 
@@ -244,4 +247,53 @@ async fn several_refs_may_fail_for_reasons_of_their_own() {
     house.react(Reaction::Say(&[], PushVerdict { failed }));
     let text = stderr(&house.push(&["main", "side"]).await);
     assert!(text.contains("main -> main (one)") && text.contains("side -> side (two)"), "{text}");
+}
+
+/// Does nothing but die, as a process does that is killed before it has recorded a push.
+#[derive(Debug)]
+struct DyingSink;
+
+#[async_trait::async_trait]
+impl PushSink for DyingSink {
+    async fn pushed(&self, _push: Push) -> PushProgress {
+        panic!("killed");
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_was_taken_in_when_the_process_died_is_taken_up_by_the_next() {
+    let mut house = House::new().await;
+    let first = house.commit("a", b"1").await;
+    house.set_sink(Arc::new(DyingSink));
+    let pushed = house.push(&["-o", "x=y", "main", "main:refs/heads/side"]).await;
+    assert!(!pushed.status.success(), "{}", stderr(&pushed));
+
+    let options = GitServerOptions::new(house.folder.path().join("git"));
+    let server = GitServer::new(options).await.unwrap();
+    let shop = ("alice".parse().unwrap(), "shop".parse().unwrap());
+    assert_eq!(server.repositories().unwrap(), [shop]);
+    assert_eq!(server.recover(&*house.sink).await.unwrap(), 1);
+    let mut push = house.pushes().pop().unwrap();
+    push.updates.sort_by(|one, other| one.reference.cmp(&other.reference));
+    assert_eq!(push.options, ["x=y"]);
+    assert_eq!(
+        push.updates,
+        [
+            update("refs/heads/main", None, Some(&first)),
+            update("refs/heads/side", None, Some(&first)),
+        ]
+    );
+    assert_eq!(server.recover(&*house.sink).await.unwrap(), 0, "once is enough");
+}
+
+#[tokio::test]
+async fn a_push_that_ended_as_it_should_is_not_taken_up_again() {
+    let house = House::new().await;
+    house.commit("a", b"1").await;
+    assert!(house.push(&["main"]).await.status.success());
+    house.ok(&["commit", "-q", "--amend", "--allow-empty", "-m", "other"]).await;
+    assert!(!house.push(&["main"]).await.status.success(), "not a fast-forward");
+    assert!(!house.push(&["HEAD:refs/heads/bad..name"]).await.status.success());
+    assert_eq!(house.server.recover(&*house.sink).await.unwrap(), 0);
+    assert_eq!(house.pushes().len(), 1);
 }
