@@ -6,22 +6,23 @@ use std::io;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::RwLock;
 use updraft_images::{Driver, Image, ImageStore};
 use updraft_model::{Digest, ImageRef};
 
 use crate::cgroup::Cgroups;
 use crate::dockerfile::{BYTES_MAX, Dockerfile};
 use crate::output::Output;
-use crate::sandbox::{self, Running, View};
+use crate::sandbox::{self, End, Running, View};
 use crate::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
 
 /// Part of every key: to be raised when the way of building changes what comes out.
@@ -51,6 +52,10 @@ const NOT_FOR_BUILDS: [&str; 4] =
 pub struct BuildahBuilder {
     store: ImageStore,
     cgroups: Cgroups,
+    /// Held for reading by each build; who gets it for writing knows that none runs.
+    quiet: Arc<RwLock<()>>,
+    /// Whether a killed build, of this process or an earlier one, may have left something.
+    untidy: Arc<AtomicBool>,
     /// Paths that builds see, without symbolic links.
     root: PathBuf,
     run_root: PathBuf,
@@ -58,7 +63,7 @@ pub struct BuildahBuilder {
 
 /// Why a running build was ended from outside.
 enum Ended {
-    Itself(io::Result<ExitStatus>),
+    Itself(End),
     Cancelled,
     TimedOut,
     DiskFull(String),
@@ -81,8 +86,25 @@ impl BuildahBuilder {
         }
         absolute(&builds)?;
         let name = Digest::from_bytes(Sha256::digest(root.as_os_str().as_bytes()).into()).hex();
-        let cgroups = Cgroups::detect(&format!("updraft-builds-{}", &name[..8]));
-        Ok(Self { store, cgroups, root, run_root })
+        let cgroups = Cgroups::detect(&format!("updraft-build-{}", &name[..8]));
+        let (quiet, untidy) = (Arc::default(), Arc::new(AtomicBool::new(true)));
+        Ok(Self { store, cgroups, quiet, untidy, root, run_root })
+    }
+
+    /// Removes what killed builds left in the store, unless a build is running now; then a later
+    /// one will.
+    async fn tidy(&self) {
+        if !self.untidy.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(_alone) = self.quiet.try_write() else { return };
+        match self.store.remove_abandoned().await {
+            Ok(count) => {
+                self.untidy.store(false, Ordering::Relaxed);
+                tracing::debug!(count, "removed what killed builds left");
+            }
+            Err(error) => tracing::warn!(%error, "what killed builds left stays"),
+        }
     }
 
     /// Makes the images present that the Dockerfile starts from.
@@ -179,17 +201,19 @@ impl BuildahBuilder {
             Cgroups::Missing => None,
             cgroups => {
                 let group = cgroups.group(&request.limits);
-                Some(Arc::new(group.map_err(BuildError::io("limit a build in", folder))?))
+                Some(group.map_err(BuildError::io("limit a build in", folder))?)
             }
         };
         let mut command = self.command(request, folder);
         command.arg(context);
-        let running = sandbox::start(command, view, group.clone()).await;
+        let running = sandbox::start(command, view, group).await;
         let running = running.map_err(BuildError::io("start a build in", folder))?;
+        // Also when this future is dropped from here on.
+        let untidy = Untidy(&self.untidy, true);
         let ended = self.watch(request, running, free_before, output).await;
+        untidy.set(!matches!(&ended, Ended::Itself(End { status: Ok(status), .. }) if status.code().is_some()));
         output.finish();
-        let memory = group.as_ref().is_some_and(|group| group.ran_out_of_memory());
-        self.verdict(request, ended, memory, folder, output)
+        self.verdict(request, ended, folder, output)
     }
 
     /// Passes the build's output on until it ends or has to be ended.
@@ -205,7 +229,10 @@ impl BuildahBuilder {
         let mut disk = tokio::time::interval(DISK_WATCH);
         let mut buffer = vec![0; 16 << 10];
         let mut open = true;
-        let lost = |_| Err(io::Error::other("the build's thread failed"));
+        let lost = |_| {
+            let status = Err(io::Error::other("the build's thread failed"));
+            End { status, out_of_memory: false }
+        };
         loop {
             // Fair between its branches: endless output must not put off the limits.
             let ended = tokio::select! {
@@ -227,7 +254,7 @@ impl BuildahBuilder {
                 },
             };
             running.kill();
-            if let Err(cause) = (&mut running.ended).await.unwrap_or_else(lost) {
+            if let Err(cause) = (&mut running.ended).await.unwrap_or_else(lost).status {
                 tracing::warn!(%cause, "a build that was ended");
             }
             return ended;
@@ -238,21 +265,19 @@ impl BuildahBuilder {
         &self,
         request: &BuildRequest,
         ended: Ended,
-        out_of_memory: bool,
         folder: &Path,
         output: &Output<'_>,
     ) -> Result<Digest, BuildError> {
-        let status = match ended {
+        let End { status, out_of_memory } = match ended {
             Ended::Cancelled => return Err(BuildError::Cancelled),
             Ended::DiskFull(reason) => return Err(BuildError::DiskFull { reason }),
             Ended::TimedOut => {
                 let limit = request.limits.time;
                 return Err(BuildError::TimedOut { limit, log_tail: output.tail() });
             }
-            Ended::Itself(status) => {
-                status.map_err(BuildError::io("wait for a build in", folder))?
-            }
+            Ended::Itself(end) => end,
         };
+        let status = status.map_err(BuildError::io("wait for a build in", folder))?;
         if status.success() {
             let path = folder.join("image-id");
             let text = fs::read_to_string(&path).map_err(BuildError::io("read", &path))?;
@@ -316,6 +341,8 @@ impl Builder for BuildahBuilder {
         check_binds(&file, &context)?;
         let images = self.images(&file, output).await?;
         self.store.check_free()?;
+        self.tidy().await;
+        let _running = self.quiet.read().await;
 
         let folder = Folder::new(&self.root.join("updraft-builds"))?;
         let variables: Vec<_> = CERTIFICATE_VARIABLES
@@ -340,6 +367,23 @@ impl Builder for BuildahBuilder {
 
     async fn exists(&self, image: &BuiltImage) -> Result<bool, BuildError> {
         Ok(self.store.resolve(&image.image.pinned(image.id)).await?.is_some())
+    }
+}
+
+/// Notes that a build was killed, unless it is told otherwise before it goes.
+struct Untidy<'a>(&'a AtomicBool, bool);
+
+impl Untidy<'_> {
+    fn set(mut self, killed: bool) {
+        self.1 = killed;
+    }
+}
+
+impl Drop for Untidy<'_> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -21,19 +21,19 @@ const PASSES_MAX: usize = 20;
 /// Where groups for builds can be made.
 #[derive(Debug, Clone)]
 pub(crate) enum Cgroups {
-    /// The folder of all builds in the one tree.
-    Unified(PathBuf),
-    /// The folders of all builds in the trees of `memory` and `pids`.
-    Split { memory: PathBuf, pids: PathBuf },
+    /// The one tree. `prefix` begins the names of this store's groups.
+    Unified { tree: PathBuf, prefix: String },
+    /// The trees of `memory` and `pids`.
+    Split { memory: PathBuf, pids: PathBuf, prefix: String },
     /// None.
     Missing,
 }
 
 impl Cgroups {
-    /// Finds the layout of this machine. `name` is the folder of this store's builds.
-    pub(crate) fn detect(name: &str) -> Self {
+    /// Finds the layout of this machine. `prefix` tells this store's groups from others'.
+    pub(crate) fn detect(prefix: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let found = Self::from_mounts(&mounts, name);
+        let found = Self::from_mounts(&mounts, prefix);
         match found.prepare() {
             Ok(()) => found,
             Err(cause) => {
@@ -43,7 +43,7 @@ impl Cgroups {
         }
     }
 
-    fn from_mounts(mounts: &str, name: &str) -> Self {
+    fn from_mounts(mounts: &str, prefix: &str) -> Self {
         let (mut memory, mut pids, mut unified) = (None, None, None);
         for line in mounts.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
@@ -51,7 +51,7 @@ impl Cgroups {
             let mut right = right.split(' ');
             let (kind, options) = (right.next().unwrap_or_default(), right.nth(1));
             let has = |controller| options.is_some_and(|o| o.split(',').any(|o| o == controller));
-            let place = || Some(Path::new(place).join(name));
+            let place = || Some(PathBuf::from(place));
             match kind {
                 "cgroup2" => unified = unified.or_else(place),
                 "cgroup" if has("memory") => memory = memory.or_else(place),
@@ -59,46 +59,52 @@ impl Cgroups {
                 _ => {}
             }
         }
+        let prefix = prefix.to_owned();
         match (memory, pids, unified) {
-            (Some(memory), Some(pids), _) => Self::Split { memory, pids },
-            (_, _, Some(unified)) => Self::Unified(unified),
+            (Some(memory), Some(pids), _) => Self::Split { memory, pids, prefix },
+            (_, _, Some(tree)) => Self::Unified { tree, prefix },
             _ => Self::Missing,
         }
     }
 
-    /// Makes the folders of all builds and clears what a killed process left in them.
+    /// Turns the controllers on and clears what a killed process left.
     fn prepare(&self) -> io::Result<()> {
-        for folder in self.folders() {
-            fs::create_dir_all(folder)?;
-            for old in fs::read_dir(folder)?.flatten() {
-                // Groups that still have processes cannot be removed and stay.
-                if old.path().is_dir() {
-                    drop(fs::remove_dir(old.path()));
+        for tree in self.trees() {
+            for old in fs::read_dir(tree)?.flatten() {
+                let ours = old.file_name().to_string_lossy().starts_with(self.prefix());
+                if ours && let Err(cause) = fs::remove_dir(old.path()) {
+                    // Something still runs in it; then it stays.
+                    tracing::debug!(%cause, group = %old.path().display(), "group stays");
                 }
             }
         }
         match self {
             Self::Missing => Err(io::Error::other("no control groups are mounted")),
             Self::Split { .. } => Ok(()),
-            Self::Unified(folder) => {
-                for level in [folder.parent().unwrap_or(folder), folder] {
-                    let control = level.join("cgroup.subtree_control");
-                    let enabled = fs::read_to_string(&control)?;
-                    let has = |name| enabled.split_whitespace().any(|word| word == name);
-                    if !has("memory") || !has("pids") {
-                        fs::write(control, "+memory +pids")?;
-                    }
+            Self::Unified { tree, .. } => {
+                let control = tree.join("cgroup.subtree_control");
+                let enabled = fs::read_to_string(&control)?;
+                let has = |name| enabled.split_whitespace().any(|word| word == name);
+                if has("memory") && has("pids") {
+                    return Ok(());
                 }
-                Ok(())
+                fs::write(control, "+memory +pids")
             }
         }
     }
 
-    fn folders(&self) -> Vec<&Path> {
+    fn trees(&self) -> Vec<&Path> {
         match self {
-            Self::Unified(folder) => vec![folder],
-            Self::Split { memory, pids } => vec![memory, pids],
+            Self::Unified { tree, .. } => vec![tree],
+            Self::Split { memory, pids, .. } => vec![memory, pids],
             Self::Missing => Vec::new(),
+        }
+    }
+
+    fn prefix(&self) -> &str {
+        match self {
+            Self::Unified { prefix, .. } | Self::Split { prefix, .. } => prefix,
+            Self::Missing => "",
         }
     }
 
@@ -106,9 +112,9 @@ impl Cgroups {
     pub(crate) fn group(&self, limits: &BuildLimits) -> io::Result<Group> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}", std::process::id());
-        let folders: Vec<_> = self.folders().iter().map(|folder| folder.join(&name)).collect();
-        let group = Group { unified: matches!(self, Self::Unified(_)), folders };
+        let name = format!("{}-{}-{number}", self.prefix(), std::process::id());
+        let folders: Vec<_> = self.trees().iter().map(|tree| tree.join(&name)).collect();
+        let group = Group { unified: matches!(self, Self::Unified { .. }), folders };
         for folder in &group.folders {
             fs::create_dir(folder)?;
         }
@@ -149,6 +155,15 @@ impl Group {
         }
         // Zero means the writing thread itself.
         self.folders.iter().try_for_each(|folder| fs::write(folder.join("tasks"), "0"))
+    }
+
+    /// Takes the calling thread out again.
+    pub(crate) fn leave(&self) -> io::Result<()> {
+        if self.unified {
+            return Ok(());
+        }
+        let mut outside = self.folders.iter().filter_map(|folder| folder.parent());
+        outside.try_for_each(|tree| fs::write(tree.join("tasks"), "0"))
     }
 
     /// Puts a process that was just started, and what it started meanwhile, into the group.
@@ -227,16 +242,59 @@ mod tests {
 
     #[test]
     fn a_hybrid_machine_is_used_through_its_split_trees() {
-        let Cgroups::Split { memory, pids } = Cgroups::from_mounts(SPLIT, "b") else { panic!() };
-        assert_eq!(memory, Path::new("/sys/fs/cgroup/memory/b"));
-        assert_eq!(pids, Path::new("/sys/fs/cgroup/pids/b"));
+        let Cgroups::Split { memory, pids, .. } = Cgroups::from_mounts(SPLIT, "b") else {
+            panic!()
+        };
+        assert_eq!(memory, Path::new("/sys/fs/cgroup/memory"));
+        assert_eq!(pids, Path::new("/sys/fs/cgroup/pids"));
     }
 
     #[test]
     fn a_unified_machine_is_used_through_its_one_tree() {
         let mounts = "30 25 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
-        let Cgroups::Unified(folder) = Cgroups::from_mounts(mounts, "b") else { panic!() };
-        assert_eq!(folder, Path::new("/sys/fs/cgroup/b"));
+        let Cgroups::Unified { tree, .. } = Cgroups::from_mounts(mounts, "b") else { panic!() };
+        assert_eq!(tree, Path::new("/sys/fs/cgroup"));
         assert!(matches!(Cgroups::from_mounts("", "b"), Cgroups::Missing));
+    }
+
+    /// Every kernel has the one tree, with or without controllers in it.
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("none", folder.path(), "cgroup2", flags, None).unwrap();
+            Self(folder)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+    }
+
+    #[test]
+    fn in_the_one_tree_a_process_is_taken_in_with_the_processes_it_started() {
+        let tree = Tree::new();
+        let folder = tree.0.path().join(format!("updraft-test-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let group = Group { unified: true, folders: vec![folder.clone()] };
+        group.enter().unwrap();
+        let mut command = std::process::Command::new("unshare");
+        let mut child = command.args(["--fork", "--kill-child", "sleep", "1000"]).spawn().unwrap();
+        let start = Instant::now();
+        while family(child.id()).len() < 2 {
+            assert!(start.elapsed() < EMPTY_LIMIT, "the second process does not start");
+            thread::yield_now();
+        }
+        group.adopt(child.id()).unwrap();
+        let inside = fs::read_to_string(folder.join("cgroup.procs")).unwrap();
+        assert_eq!(inside.lines().count(), 2, "{inside}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(group);
+        assert!(!folder.is_dir());
     }
 }

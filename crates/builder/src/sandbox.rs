@@ -15,7 +15,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
@@ -85,7 +84,15 @@ pub(crate) struct Running {
     /// Both of its outputs.
     pub(crate) output: pipe::Receiver,
     /// How it ended, once it did.
-    pub(crate) ended: oneshot::Receiver<io::Result<ExitStatus>>,
+    pub(crate) ended: oneshot::Receiver<End>,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) status: io::Result<ExitStatus>,
+    /// Whether the kernel killed something of it for want of memory.
+    pub(crate) out_of_memory: bool,
 }
 
 impl Running {
@@ -115,13 +122,14 @@ pub(crate) fn launcher() -> Command {
 pub(crate) async fn start(
     mut command: Command,
     view: View,
-    group: Option<Arc<Group>>,
+    group: Option<Group>,
 ) -> io::Result<Running> {
     let (reader, writer) = io::pipe()?;
     let output = pipe::Receiver::from_owned_fd(reader.into())?;
     let (started_sender, started) = oneshot::channel();
     let (ended_sender, ended) = oneshot::channel();
     let work = move || {
+        let group = group;
         let begin = || {
             // Another thread would fix the namespaces of the whole process.
             unshare(CloneFlags::CLONE_NEWNS)?;
@@ -152,13 +160,24 @@ pub(crate) async fn start(
         };
         let (mut child, handle) = match begin() {
             Ok(begun) => begun,
-            Err(cause) => return drop(started_sender.send(Err(cause))),
+            Err(cause) => {
+                if let Some(Err(cause)) = group.as_ref().map(Group::leave) {
+                    tracing::warn!(%cause, "a build's group stays");
+                }
+                return drop(started_sender.send(Err(cause)));
+            }
         };
         if started_sender.send(Ok(handle)).is_err() {
             // The caller went away; the handle that would have killed it is gone with him.
             drop(child.kill());
         }
-        drop(ended_sender.send(child.wait()));
+        let status = child.wait();
+        let out_of_memory = group.as_ref().is_some_and(Group::ran_out_of_memory);
+        drop(ended_sender.send(End { status, out_of_memory }));
+        // This thread is the group's last member, and ends here.
+        if let Some(Err(cause)) = group.as_ref().map(Group::leave) {
+            tracing::warn!(%cause, "a build's group stays");
+        }
     };
     thread::Builder::new().name("build".to_owned()).spawn(work)?;
     let pid = started.await.map_err(|_| io::Error::other("the build's thread failed"))??;

@@ -214,8 +214,10 @@ async fn a_cancelled_build_ends_with_all_its_processes() {
     let (built, ()) = tokio::join!(bench.build(&request), watched);
     assert!(matches!(built, Err(BuildError::Cancelled)), "{built:?}");
     assert_eq!(processes("987654"), 0);
-    // The store is not locked and not damaged.
+    // The store is not locked and not damaged, and what the build left goes with the next one.
     bench.run("say still").await;
+    let containers = bench.test.store().root().join("overlay-containers/containers.json");
+    assert_eq!(fs::read_to_string(containers).unwrap().trim(), "[]");
 }
 
 #[tokio::test]

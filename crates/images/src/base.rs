@@ -98,17 +98,22 @@ pub(crate) async fn make(
         "making base image {short} from Debian packages: this takes about a minute, once"
     ));
     let started = std::time::Instant::now();
-    let container = format!("updraft-base-{short}");
-    let action = format!("make base image `{short}`");
-    // Left by a process that was killed here; usually it is not there.
-    drop(buildah(store, &["rm", &container], &action).await);
+    let prefix = format!("updraft-base-{short}-");
+    // Made by processes that were killed here: this one holds the lock.
+    let mut left = store.inner().layout.containers()?;
+    left.retain(|name| name.starts_with(&prefix));
+    store.remove_containers(&left).await?;
 
+    let container = format!("{prefix}{}", std::process::id());
+    let action = format!("make base image `{short}`");
     let mut from = store.policed("from");
     from.args(["--pull-never", "--name", &container, "scratch"]);
     process::output(from, "buildah", &action, SHORT).await?;
     let made = fill(store, base, &container, &action, progress).await;
-    if made.is_err() {
-        drop(buildah(store, &["rm", &container], &action).await);
+    if made.is_err()
+        && let Err(error) = store.remove_containers(&[container]).await
+    {
+        tracing::warn!(%error, "a half-made base image stays until the next attempt");
     }
     made?;
     progress.line(&format!("made base image {short} in {} s", started.elapsed().as_secs()));

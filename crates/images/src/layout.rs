@@ -59,6 +59,12 @@ struct Layer {
     size: Option<u64>,
 }
 
+#[derive(Debug, Deserialize)]
+struct Container {
+    #[serde(default)]
+    names: Vec<String>,
+}
+
 /// What tells one written state of a file from the next.
 type Stamp = (u64, i64, i64, i64);
 
@@ -86,6 +92,15 @@ impl Layout {
     /// All images of the store.
     pub(crate) fn records(&self) -> Result<Arc<Vec<Record>>, ImageError> {
         read(&self.folder("images").join("images.json"), &self.images)
+    }
+
+    /// The names of all working containers: those of builds under way, and those that killed
+    /// ones left.
+    pub(crate) fn containers(&self) -> Result<Vec<String>, ImageError> {
+        let known = Mutex::new(None);
+        let containers: Arc<Vec<Container>> =
+            read(&self.folder("containers").join("containers.json"), &known)?;
+        Ok(containers.iter().flat_map(|container| container.names.clone()).collect())
     }
 
     /// The record that `image` means now.

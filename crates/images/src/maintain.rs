@@ -14,6 +14,11 @@ use updraft_model::{Digest, ImageRef};
 use crate::store::{Image, ImageStore, SHORT};
 use crate::{Driver, ImageError, mount, name, process};
 
+/// Images named to one `buildah` command: a command line has a longest length.
+const REMOVED_AT_ONCE: usize = 100;
+/// Time for removing many things.
+const LONG: Duration = Duration::from_mins(10);
+
 impl ImageStore {
     /// All images that have a name, in the order of their names.
     pub async fn list(&self) -> Result<Vec<Image>, ImageError> {
@@ -59,23 +64,46 @@ impl ImageStore {
     pub async fn prune(&self, age: Duration, keep: &BTreeSet<Digest>) -> Result<usize, ImageError> {
         let records = self.inner().layout.records()?;
         let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH);
-        let mut gone = 0;
-        for record in records.iter().rev() {
-            let Some(id) = record.digest() else { continue };
+        let unused = records.iter().filter(|record| {
+            let Some(id) = record.digest() else { return false };
             let old = record.created.is_none_or(|created| created < before);
             let used = keep.contains(&id) || mount::is_mounted(&mount::place(self.run_root(), &id));
-            if !old || used || !record.names.is_empty() {
-                continue;
-            }
+            old && !used && record.names.is_empty()
+        });
+        // The newest first: an image cannot go before those that were made from it.
+        let mut unused: Vec<&str> = unused.map(|record| record.id.as_str()).collect();
+        unused.reverse();
+        for some in unused.chunks(REMOVED_AT_ONCE) {
             let mut command = self.command();
-            command.args(["rmi", &record.id]);
-            // A build under way may be using it: then it stays for the next time.
-            match process::output(command, "buildah", "remove an unused image", SHORT).await {
-                Ok(_) => gone += 1,
-                Err(error) => tracing::debug!(%error, image = %record.id, "image stays"),
+            command.arg("rmi").args(some);
+            // One that a build under way is using stays for the next time.
+            if let Err(error) = process::output(command, "buildah", "prune images", LONG).await {
+                tracing::debug!(%error, "some images stay");
             }
         }
-        Ok(gone)
+        let left = self.inner().layout.records()?;
+        let gone = |id: &&&str| !left.iter().any(|record| record.id == ***id);
+        Ok(unused.iter().filter(gone).count())
+    }
+
+    /// Removes working containers that nobody works in any more, as killed builds leave them, and
+    /// gives back how many. To be called only while no build runs on this store.
+    pub async fn remove_abandoned(&self) -> Result<usize, ImageError> {
+        let mut containers = self.inner().layout.containers()?;
+        containers.retain(|name| !name.starts_with("updraft-"));
+        self.remove_containers(&containers).await?;
+        Ok(containers.len())
+    }
+
+    /// Removes working containers.
+    pub(crate) async fn remove_containers(&self, names: &[String]) -> Result<(), ImageError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut command = self.command();
+        command.arg("rm").args(names);
+        let action = "remove what an interrupted build left";
+        process::output(command, "buildah", action, LONG).await.map(drop)
     }
 
     /// Unmounts one image. Replicas that run from it go on running; the next [`mount`](Self::mount)

@@ -48,6 +48,9 @@ pub(crate) const SHORT: Duration = Duration::from_mins(1);
 /// Bytes that stay free on the store's disk.
 const FREE_BYTES_MIN: u64 = 512 << 20;
 
+/// Age of temporary files that are given up: far more than any program here runs.
+const TEMPORARY_MAX: Duration = Duration::from_hours(24);
+
 /// Takes the lines that tell a person what takes so long.
 pub trait Progress: Send + Sync {
     /// One line, without its end.
@@ -146,6 +149,7 @@ impl ImageStore {
         for folder in [&options.root, &options.run_root, &images, &temporary] {
             fs::create_dir_all(folder).map_err(ImageError::io("create", folder))?;
         }
+        clear_temporary(&temporary);
         let driver = Driver::choose(&options.root)?;
         let policy = own_policy(&options.root)?;
         let environment = PASSED
@@ -350,6 +354,23 @@ impl ImageStore {
         let stat = rustix::fs::statvfs(root)
             .map_err(|error| ImageError::io("ask for the free space of", root)(error.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Removes temporary files that no process can be using any more.
+fn clear_temporary(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|found| found.modified()).map(|time| time.elapsed());
+        if !matches!(age, Ok(Ok(age)) if age > TEMPORARY_MAX) {
+            continue;
+        }
+        let removed = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
+            _ => fs::remove_file(entry.path()),
+        };
+        if let Err(cause) = removed {
+            tracing::warn!(%cause, path = %entry.path().display(), "a temporary file stays");
+        }
     }
 }
 
