@@ -21,6 +21,7 @@ mod receive;
 mod report;
 mod repository;
 mod serve;
+mod upkeep;
 pub mod upload;
 
 use std::io;
@@ -60,6 +61,8 @@ pub struct GitServerOptions {
     pub max_repository_bytes: u64,
     /// Most memory of one git process.
     pub max_git_memory_bytes: u64,
+    /// Most packs, about one a push, before a repository is tidied in the background.
+    pub max_packs: usize,
     /// Most requests served at once; more are told to come back.
     pub max_requests: usize,
     /// Longest silence of a client that is sending or should be reading.
@@ -81,6 +84,7 @@ impl GitServerOptions {
             max_push_bytes: 256 * MIB,
             max_repository_bytes: 1024 * MIB,
             max_git_memory_bytes: 2048 * MIB,
+            max_packs: 50,
             max_requests: 32,
             idle_limit: Duration::from_mins(1),
             git_limit: Duration::from_mins(5),
@@ -138,6 +142,8 @@ struct Inner {
     repositories: Repositories,
     /// One permit a request that runs git.
     requests: Arc<Semaphore>,
+    /// Held while a repository is being tidied.
+    upkeep: Arc<Semaphore>,
     /// Serialises the ends of pushes to the same repository.
     turns: PushTurns,
     /// Pushes under way; they go on when their client leaves, and are waited for at shutdown.
@@ -233,6 +239,7 @@ impl GitServer {
                 program,
                 repositories,
                 requests,
+                upkeep: Arc::new(Semaphore::new(1)),
                 turns: PushTurns::default(),
                 tasks: TaskTracker::new(),
                 options,

@@ -190,6 +190,18 @@ impl GitProgram {
         self.ask_for(command, limit, ANSWER_BYTES).await
     }
 
+    /// Runs a short question to its end, within bounds that the kernel keeps.
+    pub(super) async fn ask_within(
+        &self,
+        command: &mut Command,
+        limit: Duration,
+        bounds: KernelLimits,
+    ) -> Result<Answer, GitError> {
+        let git = self.start(command)?;
+        git.limit(bounds);
+        finish(git, limit, ANSWER_BYTES).await
+    }
+
     /// Runs a question to its end; of the answer, the first `cap` bytes are read.
     pub(super) async fn ask_for(
         &self,
@@ -197,15 +209,7 @@ impl GitProgram {
         limit: Duration,
         cap: u64,
     ) -> Result<Answer, GitError> {
-        let mut git = self.start(command)?;
-        let (stdout, stderr) = (git.take_stdout(), git.take_stderr());
-        let talk = async {
-            let (output, complaint) =
-                tokio::join!(read_capped(stdout, cap), read_complaint(stderr));
-            let status = git.wait().await?;
-            Ok(Answer { status, output: output.map_err(GitError::Talk)?, complaint })
-        };
-        tokio::time::timeout(limit, talk).await.map_err(|_| GitError::TimedOut { limit })?
+        finish(self.start(command)?, limit, cap).await
     }
 }
 
@@ -273,6 +277,17 @@ fn signal(group: Pid, signal: Signal) {
     if let Err(error) = kill_process_group(group, signal) {
         tracing::debug!(%error, ?signal, "could not stop git");
     }
+}
+
+/// Reads all that git says until it ends.
+async fn finish(mut git: RunningGit, limit: Duration, cap: u64) -> Result<Answer, GitError> {
+    let (stdout, stderr) = (git.take_stdout(), git.take_stderr());
+    let talk = async {
+        let (output, complaint) = tokio::join!(read_capped(stdout, cap), read_complaint(stderr));
+        let status = git.wait().await?;
+        Ok(Answer { status, output: output.map_err(GitError::Talk)?, complaint })
+    };
+    tokio::time::timeout(limit, talk).await.map_err(|_| GitError::TimedOut { limit })?
 }
 
 impl Answer {

@@ -35,7 +35,7 @@ use super::push::{Push, PushSink, PushVerdict, RefUpdate};
 use super::report::Report;
 use super::repository::{is_repository, size};
 use super::serve::{Service, full, kernel_limits, respond, service_command, text};
-use super::{GitBody, GitError, Inner, output::Output, query};
+use super::{GitBody, GitError, Inner, output::Output, query, upkeep};
 
 const CONTENT_TYPE: &str = "application/x-git-receive-pack-result";
 
@@ -368,6 +368,7 @@ async fn finish(push: Receiving, taken: Taken, mut answer: Answer) {
         apply(&mut report, verdict.as_ref());
     }
     answer.report(&report).await;
+    upkeep::after_push(&push.inner, push.bare);
 }
 
 /// Passes git's own progress on until git ends, and reads its report.

@@ -53,11 +53,14 @@ impl PushSink for TestSink {
     }
 }
 
+/// The sink that the server tells.
+type Serving = Arc<Mutex<Arc<dyn PushSink>>>;
+
 /// A server with its folder, and a working clone beside it.
 pub(crate) struct House {
     pub(crate) server: GitServer,
     pub(crate) sink: Arc<TestSink>,
-    serving: Arc<Mutex<Arc<dyn PushSink>>>,
+    serving: Serving,
     pub(crate) handed: mpsc::UnboundedReceiver<PushReporter>,
     pub(crate) address: SocketAddr,
     pub(crate) folder: tempfile::TempDir,
@@ -171,7 +174,7 @@ impl House {
 }
 
 async fn answer(
-    State((server, sink)): State<(GitServer, Arc<Mutex<Arc<dyn PushSink>>>)>,
+    State((server, sink)): State<(GitServer, Serving)>,
     UrlPath((owner, repository, path)): UrlPath<(String, String, String)>,
     request: axum::extract::Request,
 ) -> Response {

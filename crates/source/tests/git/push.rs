@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use updraft_source::git::{
@@ -296,4 +297,27 @@ async fn a_push_that_ended_as_it_should_is_not_taken_up_again() {
     assert!(!house.push(&["HEAD:refs/heads/bad..name"]).await.status.success());
     assert_eq!(house.server.recover(&*house.sink).await.unwrap(), 0);
     assert_eq!(house.pushes().len(), 1);
+}
+
+#[tokio::test]
+async fn many_pushes_do_not_leave_many_packs() {
+    let house = House::with(|options| options.max_packs = 3).await;
+    let packs = || {
+        let entries = std::fs::read_dir(house.bare().join("objects/pack")).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "pack")).count()
+    };
+    for number in 0..5 {
+        house.commit("a", format!("{number}").as_bytes()).await;
+        assert!(house.push(&["main"]).await.status.success());
+    }
+    let tidy = async {
+        while packs() > 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(BOUND, tidy).await.expect("packs become fewer");
+    let copy = house.folder.path().join("copy");
+    house.ok(&["clone", "-q", &house.url(), copy.to_str().unwrap()]).await;
+    assert_eq!(std::fs::read(copy.join("a")).unwrap(), b"4");
 }
