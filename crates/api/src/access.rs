@@ -83,6 +83,10 @@ pub(crate) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
+    if comes_from_web_page(request.headers()) {
+        let reason = "web pages may not use this API";
+        return Failure::new(StatusCode::FORBIDDEN, reason).into_response();
+    }
     let principal = match authenticate(&host, request.headers()).await {
         Ok(principal) => principal,
         Err(response) => return response,
@@ -108,6 +112,13 @@ pub(crate) async fn guard(
     }
     request.extensions_mut().insert(Caller(principal));
     next.run(request).await
+}
+
+/// Whether a script or form of a web page sent the request. Pages of functions are served from the
+/// loopback hosts too, and a browser that knows a password would send it along for them.
+pub(crate) fn comes_from_web_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN)
+        || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
 }
 
 async fn authenticate(host: &Host, headers: &HeaderMap) -> Result<Principal, Response> {

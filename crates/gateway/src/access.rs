@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use updraft_store::access::{Denied, Principal};
 
 use crate::GatewayParts;
@@ -21,6 +21,10 @@ pub(crate) async fn require_admin(
     request: Request,
     next: Next,
 ) -> Response {
+    if comes_from_web_page(request.headers()) {
+        return Failure::new(StatusCode::FORBIDDEN, "web pages may not use the system routes")
+            .into_response();
+    }
     match parts.access.authenticate(request.headers()).await {
         Ok(Principal::Admin) => next.run(request).await,
         Ok(Principal::Owner(owner)) => Failure::new(
@@ -35,6 +39,13 @@ pub(crate) async fn require_admin(
                 .into_response()
         }
     }
+}
+
+/// Whether a script or form of a web page sent the request. Pages of functions are served from the
+/// same host as this API, and a browser that knows the password would send it along for them.
+fn comes_from_web_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN)
+        || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
 }
 
 /// The answer that makes a client ask for, or give up on, its user name and password.

@@ -15,12 +15,16 @@ use updraft_source::git::GitRequest;
 use updraft_store::access::{ADMIN, CHALLENGE, Denied, Principal};
 
 use crate::Shared;
+use crate::access::comes_from_web_page;
 
 pub(crate) async fn serve(
     State(host): State<Shared>,
     Path((owner, repository, path)): Path<(String, String, String)>,
     request: Request,
 ) -> Response {
+    if comes_from_web_page(request.headers()) {
+        return text(StatusCode::FORBIDDEN, "web pages may not use git here".to_owned());
+    }
     let principal = match host.access.authenticate(request.headers()).await {
         Ok(principal) => principal,
         Err(denied) => return refused(denied),

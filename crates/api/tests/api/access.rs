@@ -94,6 +94,34 @@ async fn another_owner_is_forbidden_whether_there_or_not() {
 }
 
 #[tokio::test]
+async fn a_web_page_cannot_use_the_password_that_a_browser_knows() {
+    let host = Host::start().await;
+    for path in ["/api/v1/functions", "/git/alice/site.git/info/refs?service=git-upload-pack"] {
+        for (name, value) in
+            [("origin", "http://127.0.0.1:8080"), ("sec-fetch-site", "same-origin")]
+        {
+            let request = Request::get(path)
+                .header(header::AUTHORIZATION, format!("Bearer {PASSWORD}"))
+                .header(name, value)
+                .body(Body::empty())
+                .unwrap();
+            let response = host.router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 403, "{path} {name}");
+        }
+    }
+}
+
+#[test]
+fn every_route_is_in_the_document() {
+    let document = include_str!("../../../../docs/api.md");
+    for route in routes() {
+        let path =
+            route.path.replace("{*path}", "…").replace("/{repository}/…", "/{repository}.git/…");
+        assert!(document.contains(&path), "{path} is not in docs/api.md");
+    }
+}
+
+#[tokio::test]
 async fn records_of_another_owner_look_like_none() {
     let host = Host::start().await;
     let build = host.build(&owner("bob"), "f").await;

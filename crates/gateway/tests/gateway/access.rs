@@ -1,6 +1,8 @@
 //! Who may call what.
 
-use http::{Method, header};
+use axum::body::Body;
+use http::{Method, Request, header};
+use tower::ServiceExt;
 use updraft_gateway::{Access, routes};
 
 use crate::harness::{ADMIN, Gateway};
@@ -25,6 +27,34 @@ async fn every_system_route_needs_the_administrator() {
         call(Some(&gateway.owner)).await.fails_with(403, "only `admin` may");
         let status = call(Some(ADMIN)).await.status;
         assert!(status != 401 && status != 403, "{} {path}: {status}", route.method);
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_cannot_use_the_password_that_a_browser_knows() {
+    let gateway = Gateway::new().await;
+    for (name, value, status) in [
+        ("origin", "http://127.0.0.1:8080", 403),
+        ("sec-fetch-site", "same-origin", 403),
+        ("sec-fetch-site", "cross-site", 403),
+        ("sec-fetch-site", "none", 200),
+    ] {
+        let request = Request::get("/system/functions")
+            .header(header::AUTHORIZATION, ADMIN)
+            .header(name, value)
+            .body(Body::empty())
+            .unwrap();
+        let response = gateway.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status, "{name}: {value}");
+    }
+}
+
+#[test]
+fn every_route_is_in_the_document() {
+    let document = include_str!("../../../../docs/gateway-api.md");
+    for route in routes().iter().filter(|route| !route.path.starts_with("/ui")) {
+        let path = route.path.trim_end_matches('/').replace("{namespace}", "{name}");
+        assert!(document.contains(&path), "{} is not in docs/gateway-api.md", route.path);
     }
 }
 
