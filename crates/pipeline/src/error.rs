@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use updraft_engine::EngineError;
-use updraft_model::{FunctionName, NameError, OwnerName};
+use updraft_model::{FunctionName, OwnerName};
 use updraft_store::{EnsureOwnerError, StoreError};
 
 /// Why the pipeline did not start. The machine's or the operator's fault.
@@ -102,11 +102,8 @@ pub enum RollbackError {
         number: u64,
         /// Why.
         #[source]
-        source: EngineError,
+        source: Box<EngineError>,
     },
-    /// The function's visible name is too long.
-    #[error(transparent)]
-    Name(#[from] NameError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -126,9 +123,6 @@ pub enum RemoveError {
     /// What runs under that name is not this owner's.
     #[error("{0}")]
     Foreign(String),
-    /// The function's visible name is too long.
-    #[error(transparent)]
-    Name(#[from] NameError),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -4,7 +4,7 @@
 //! woken by the writer, so that nobody can see a gap, an event twice, or one that a crash undoes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::Stream;
 use serde_json::Value;
@@ -33,6 +33,8 @@ pub(crate) struct Journal {
 struct Waiting {
     events: Vec<NewEvent>,
     dropped_lines: usize,
+    /// Nothing is told after the end.
+    over: bool,
 }
 
 impl Journal {
@@ -55,7 +57,10 @@ impl Journal {
 
     /// Tells an event; it is written soon, together with those that wait with it.
     pub(crate) fn tell(&self, kind: &PushEventKind) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting();
+        if waiting.over {
+            return;
+        }
         if waiting.events.len() >= WAITING_MAX && matches!(kind, PushEventKind::BuildLine { .. }) {
             waiting.dropped_lines += 1;
             return;
@@ -85,12 +90,16 @@ impl Journal {
         self.wake.notify_one();
     }
 
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take_waiting(&self) -> Vec<NewEvent> {
-        let taken =
-            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut events = taken.events;
-        if taken.dropped_lines > 0 {
-            let text = format!("{} lines of build output are not shown", taken.dropped_lines);
+        let mut waiting = self.waiting();
+        let mut events = std::mem::take(&mut waiting.events);
+        let dropped = std::mem::take(&mut waiting.dropped_lines);
+        if dropped > 0 {
+            let text = format!("{dropped} lines of build output are not shown");
             events.push(to_stored(&PushEventKind::Notice { text }));
         }
         events
@@ -118,8 +127,13 @@ impl Journal {
     ) -> Result<Advance, StoreError> {
         let _writing = self.writing.lock().await;
         let mut events = self.take_waiting();
+        self.waiting().over = to.is_final();
         events.extend(kinds.iter().map(to_stored));
-        let advance = self.store.advance_push(self.push, from, to, detail, events).await?;
+        let advance = self.store.advance_push(self.push, from, to, detail, events).await;
+        if !matches!(advance, Ok(Advance::Moved { .. })) {
+            self.waiting().over = false;
+        }
+        let advance = advance?;
         self.written.send_modify(|written| *written += 1);
         Ok(advance)
     }

@@ -146,7 +146,7 @@ impl Pipeline {
             PointError::Engine(source) => RollbackError::Engine {
                 function: release.function.clone(),
                 number: release.number,
-                source,
+                source: Box::new(source),
             },
         })
     }

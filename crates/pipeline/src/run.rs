@@ -38,7 +38,10 @@ struct Run {
     journal: Arc<Journal>,
     stop: Arc<Stop>,
     detail: Detail,
-    /// What was planned by this process; its files are in the work folder.
+    /// Whether this process put the files into the work folder. What another one left there may
+    /// be half of it.
+    files_in_place: bool,
+    /// What was planned by this process.
     prepared: Option<plan::Prepared>,
     /// The branch that goes live, for labels and image names.
     branch: String,
@@ -86,6 +89,7 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, admitted: Admitted, push: Push,
         journal: Arc::clone(&journal),
         stop,
         detail: Detail::default(),
+        files_in_place: false,
         prepared: None,
     };
     // A mistake of ours in the work on one push must not end the others.

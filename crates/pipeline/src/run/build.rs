@@ -33,7 +33,7 @@ impl Run {
         if self.prepared.is_none() {
             // Another process planned this. The same commit gives the same plan, and what was
             // built already is found by its key.
-            self.put_files_into_place().await?;
+            self.have_files_in_place().await?;
             self.prepared = Some(self.prepare().await?);
         }
         let Some(mut prepared) = self.prepared.take() else { return Err(self.stopped()) };

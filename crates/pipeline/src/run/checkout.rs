@@ -16,12 +16,20 @@ impl Run {
     }
 
     pub(super) async fn checkout(&mut self) -> Result<Done, Halt> {
-        self.put_files_into_place().await?;
+        self.have_files_in_place().await?;
         Ok((Outcome::CheckedOut, Vec::new()))
     }
 
-    /// Checks the commit out anew, or takes the upload over. May be done twice.
-    pub(super) async fn put_files_into_place(&self) -> Result<(), Halt> {
+    /// Checks the commit out anew, or takes the upload over, unless this process has.
+    pub(super) async fn have_files_in_place(&mut self) -> Result<(), Halt> {
+        if !self.files_in_place {
+            self.put_files_into_place().await?;
+            self.files_in_place = true;
+        }
+        Ok(())
+    }
+
+    async fn put_files_into_place(&self) -> Result<(), Halt> {
         let folder = self.checkout_folder();
         if let Some(upload) = &self.push.upload {
             return take_over(upload.clone(), folder).await.map_err(|error| {

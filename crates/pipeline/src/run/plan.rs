@@ -73,6 +73,7 @@ impl Action {
 
 impl Run {
     pub(super) async fn plan(&mut self) -> Result<Done, Halt> {
+        self.have_files_in_place().await?;
         let prepared = self.prepare().await?;
         let functions = &prepared.functions;
         self.detail.plan = functions
