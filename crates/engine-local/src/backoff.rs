@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(250);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 
 /// The delay before the next start after `failures` in a row: nothing after the first, then a
 /// quarter second, doubled each time, at most a minute.

@@ -110,7 +110,7 @@ pub(crate) fn resolver(host: &str) -> String {
             _ => false,
         }
     };
-    host.lines().filter(usable).map(|line| format!("{line}\n")).collect()
+    host.lines().filter(usable).flat_map(|line| [line, "\n"]).collect()
 }
 
 impl Bundle<'_> {

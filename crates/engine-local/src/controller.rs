@@ -31,8 +31,8 @@ use plan::{Group, Plan, Standing};
 /// A roll-out is given up after so many replicas that ended by themselves.
 const CANDIDATE_FAILURES: u32 = 3;
 
-/// A replica that was ready for so long starts a new count of failures.
-const STEADY: Duration = Duration::from_secs(60);
+/// After so long without another failure, with all replicas ready, the earlier ones are forgotten.
+const STEADY: Duration = Duration::from_mins(1);
 
 /// What a function is asked to do.
 #[derive(Debug)]
@@ -126,13 +126,21 @@ struct Trouble {
     failures: u32,
     last: Option<Failure>,
     next_start: Option<Instant>,
+    /// When it may be forgotten.
+    steady: Option<Instant>,
 }
 
 impl Trouble {
     fn add(&mut self, failure: Failure) {
+        let now = Instant::now();
         self.failures += 1;
-        self.next_start = Some(Instant::now() + backoff::delay(self.failures));
+        self.next_start = Some(now + backoff::delay(self.failures));
+        self.steady = Some(now + STEADY);
         self.last = Some(failure);
+    }
+
+    fn may_be_forgotten(&self) -> bool {
+        self.steady.is_some_and(|at| at <= Instant::now())
     }
 
     fn is_over(&self) -> bool {
@@ -145,7 +153,6 @@ struct Member {
     replica: Replica,
     standing: Standing,
     endpoint: Option<Arc<Endpoint>>,
-    since: Instant,
 }
 
 struct Controller {
@@ -228,7 +235,12 @@ impl Controller {
     fn next_timer(&self) -> Option<Instant> {
         let now = Instant::now();
         let pending = [&self.serving_trouble, &self.candidate_trouble];
-        pending.into_iter().filter_map(|trouble| trouble.next_start.filter(|at| *at > now)).min()
+        pending
+            .into_iter()
+            .flat_map(|trouble| [trouble.next_start, trouble.steady])
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
     }
 
     fn adopt(&mut self, adopted: Vec<Adopted>) {
@@ -237,9 +249,9 @@ impl Controller {
             let shared = &self.shared;
             let replica =
                 replica::adopt(shared, id.clone(), spec, record, process, self.reports.clone());
-            let since = Instant::now();
+
             let standing = Standing::Starting;
-            self.members.insert(id, Member { replica, standing, endpoint: None, since });
+            self.members.insert(id, Member { replica, standing, endpoint: None });
         }
     }
 
@@ -390,7 +402,6 @@ impl Controller {
                         member.standing = Standing::Ready;
                     }
                     member.endpoint = Some(endpoint);
-                    member.since = Instant::now();
                     self.proven = self.proven.max(Some(member.replica.revision));
                 }
             }
@@ -399,7 +410,7 @@ impl Controller {
                 let was_counted = std::mem::replace(&mut member.standing, Standing::Leaving);
                 let revision = member.replica.revision;
                 if was_counted != Standing::Leaving {
-                    self.count(id, revision, false, failure);
+                    self.count(id, revision, failure);
                     self.give_up(revision);
                 }
             }
@@ -407,21 +418,17 @@ impl Controller {
                 let Some(member) = self.members.remove(id) else { return };
                 let Some(failure) = failure else { return };
                 if member.standing != Standing::Leaving {
-                    let was_steady = member.endpoint.is_some() && member.since.elapsed() >= STEADY;
-                    self.count(id, member.replica.revision, was_steady, failure);
+                    self.count(id, member.replica.revision, failure);
                 }
             }
         }
     }
 
     /// Counts a failure against the revision it belongs to.
-    fn count(&mut self, id: &ReplicaId, revision: Revision, was_steady: bool, failure: Failure) {
+    fn count(&mut self, id: &ReplicaId, revision: Revision, failure: Failure) {
         tracing::info!(replica = %id, reason = failure.reason, "replica failed");
         let Some(desired) = &self.desired else { return };
         if revision == desired.serving.revision {
-            if was_steady {
-                self.serving_trouble = Trouble::default();
-            }
             self.serving_trouble.add(failure);
         } else if desired.candidate.as_ref().is_some_and(|record| record.revision == revision) {
             self.candidate_trouble.add(failure);
@@ -482,6 +489,10 @@ impl Controller {
     /// Makes actual what is desired, as far as it goes now.
     fn reconcile(&mut self) {
         let Some(desired) = &self.desired else { return };
+        let ready = self.ready(desired.serving.revision).count();
+        if self.serving_trouble.may_be_forgotten() && ready as u64 >= u64::from(desired.replicas) {
+            self.serving_trouble = Trouble::default();
+        }
         let group = |revision: Revision, wanted, may_start| Group { revision, wanted, may_start };
         // A function that slept and is being rolled out with a wake-up tries the new revision
         // only, unless somebody asks for it meanwhile.
@@ -549,9 +560,9 @@ impl Controller {
         let id = new_id(&self.id);
         let reports = self.reports.clone();
         let replica = replica::start(shared, id.clone(), spec, revision, image, reports);
-        let since = Instant::now();
+
         let standing = Standing::Starting;
-        self.members.insert(id, Member { replica, standing, endpoint: None, since });
+        self.members.insert(id, Member { replica, standing, endpoint: None });
     }
 
     /// Tells the data plane and whoever watches what is so now.
@@ -561,7 +572,7 @@ impl Controller {
         let Some(spec) = self.spec_of(serving) else { return };
         let ready: Vec<_> = self.ready(serving).cloned().collect();
         let ready_count = ready.len();
-        let message = self.message(&desired, ready_count);
+        let message = self.message(&desired);
         let availability = if !ready.is_empty() {
             Availability::Ready
         } else if desired.replicas == 0 {
@@ -606,10 +617,8 @@ impl Controller {
         }));
     }
 
-    fn message(&self, desired: &FunctionRecord, ready: usize) -> Option<String> {
-        if (ready as u64) < u64::from(desired.replicas)
-            && let Some(failure) = &self.serving_trouble.last
-        {
+    fn message(&self, desired: &FunctionRecord) -> Option<String> {
+        if let Some(failure) = &self.serving_trouble.last {
             let last = failure.log_tail.last().map(|line| format!("; its last line: {line}"));
             let failures = self.serving_trouble.failures;
             let times = if failures > 1 { format!(" ({failures} times)") } else { String::new() };

@@ -50,14 +50,10 @@ impl LocalEngine {
                 }
             }
         };
-        match tokio::time::timeout(VANISH_LIMIT, vanished).await {
-            Ok(done) => done?,
-            Err(_) => {
-                let path = PathBuf::from(&group);
-                let stuck = io::Error::other("its processes do not end");
-                return Err(OpenError::file("remove the cgroup", &path)(stuck));
-            }
-        }
+        tokio::time::timeout(VANISH_LIMIT, vanished).await.unwrap_or_else(|_| {
+            let stuck = io::Error::other("its processes do not end");
+            Err(OpenError::file("remove the cgroup", Path::new(&group))(stuck))
+        })?;
         network::destroy(options).await?;
         let secrets = options.mounted_secrets();
         if is_mount_point(&secrets) {
@@ -67,10 +63,15 @@ impl LocalEngine {
         }
         match fs::remove_dir_all(&options.run) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(OpenError::file("remove", &options.run)(error))
+                return Err(OpenError::file("remove", &options.run)(error));
             }
-            _ => Ok(()),
+            _ => {}
         }
+        if let Some(instance) = options.run.parent() {
+            // Only when nobody else has something in it.
+            drop(fs::remove_dir(instance));
+        }
+        Ok(())
     }
 
     /// Destroys every instance below `run` (usually `/run`) whose data directory is gone, such
@@ -92,8 +93,6 @@ impl LocalEngine {
             let data = state.parent().unwrap_or(&state);
             let options = LocalEngineOptions::new(instance.clone(), data, &folder);
             Self::destroy(&options).await?;
-            // Only when nobody else has something in it.
-            drop(fs::remove_dir(&folder));
             destroyed.push(instance);
         }
         Ok(destroyed)

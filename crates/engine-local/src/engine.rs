@@ -31,9 +31,11 @@ use crate::namespaces::Namespaces;
 use crate::network::Network;
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::record::{FunctionRecord, RecordStore, ReplicaRecord, folder_entries, write_atomically};
+use crate::replica::Failure;
 use crate::runtime::Runtime;
 use crate::secrets::SecretStore;
 use crate::shared::Shared;
+use crate::strays;
 
 /// Most containers that are started at the same time; more would only slow each other down.
 const LAUNCHES: usize = 8;
@@ -127,6 +129,7 @@ impl LocalEngine {
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             running: Mutex::default(),
+            looked: logs::Looked::default(),
         });
         for replica in left {
             tracing::info!(%replica, "clearing away what is left of a replica");
@@ -144,6 +147,7 @@ impl LocalEngine {
             engine.lock().insert(id, handle);
         }
         engine.shared.tasks.spawn(logs::keep(Arc::clone(&engine.shared)));
+        engine.shared.tasks.spawn(strays::sweep(Arc::clone(&engine.shared)));
         tracing::info!(
             runtime = engine.report.runtime,
             cgroups = engine.report.cgroups,
@@ -199,8 +203,9 @@ impl LocalEngine {
 
     /// The function's state, unless there is none of that name.
     fn state(&self, id: &FunctionId) -> Option<FunctionState> {
-        let state = self.handle(id)?.state.borrow().clone();
-        state
+        let states = self.handle(id)?.state;
+        let state = states.borrow();
+        state.clone()
     }
 
     /// Hands a command to an existing function.
@@ -360,18 +365,17 @@ impl Engine for LocalEngine {
                 }
             }
         };
-        match tokio::time::timeout(limit, decided).await {
-            Ok(verdict) => verdict,
-            Err(_) => {
-                let limit = updraft_model::format_duration(limit);
-                let failure = self.state(id).and_then(|state| state.last_failure);
-                let (reason, log_tail) = match failure {
-                    Some(failure) => (failure.reason, failure.log_tail),
-                    None => (format!("it is still starting after {limit}"), Vec::new()),
-                };
-                Err(EngineError::NotReady { id: id.clone(), reason, log_tail })
-            }
+        if let Ok(verdict) = tokio::time::timeout(limit, decided).await {
+            return verdict;
         }
+        let limit = updraft_model::format_duration(limit);
+        let failure = self.state(id).and_then(|state| state.last_failure);
+        let failure = failure.unwrap_or_else(|| Failure {
+            reason: format!("it is still starting after {limit}"),
+            log_tail: Vec::new(),
+        });
+        let Failure { reason, log_tail } = failure;
+        Err(EngineError::NotReady { id: id.clone(), reason, log_tail })
     }
 
     async fn remove(&self, id: &FunctionId) -> Result<(), EngineError> {

@@ -6,7 +6,8 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
@@ -14,6 +15,7 @@ use rustix::process::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +42,22 @@ impl std::fmt::Display for Exit {
 #[derive(Debug)]
 pub(crate) struct Process {
     descriptor: AsyncFd<OwnedFd>,
+    origin: Origin,
 }
+
+/// Who started a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// This Updraft: its exit status comes here.
+    Ours,
+    /// An earlier one: its exit status goes to the machine's init, unless that is us.
+    Earlier,
+}
+
+/// How long the status of a process of ours may take to arrive: the runtime's helper process
+/// between it and us may end a moment after it.
+const HAND_OVER: Duration = Duration::from_secs(2);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(1);
 
 /// Makes this process the one that gets the containers whose runtime program has ended.
 pub(crate) fn become_reaper() -> io::Result<()> {
@@ -50,6 +67,10 @@ pub(crate) fn become_reaper() -> io::Result<()> {
 impl Process {
     /// Follows a process that was just started by us, ended already or not.
     pub(crate) fn open(pid: i32) -> io::Result<Self> {
+        Self::follow(pid, Origin::Ours)
+    }
+
+    fn follow(pid: i32, origin: Origin) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("a process id of 0"))?;
         let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         #[expect(
@@ -57,12 +78,12 @@ impl Process {
             reason = "its successor is unsafe for types that may change their descriptor; an OwnedFd never does"
         )]
         let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
-        Ok(Self { descriptor })
+        Ok(Self { descriptor, origin })
     }
 
     /// Follows a process of an earlier run, when it is still the same one.
     pub(crate) fn adopt(pid: i32, started: u64) -> Option<Self> {
-        let process = Self::open(pid).ok()?;
+        let process = Self::follow(pid, Origin::Earlier).ok()?;
         // Asked after the descriptor is held: the number cannot change hands any more.
         (start_time(pid) == Some(started) && !process.has_ended()).then_some(process)
     }
@@ -79,18 +100,27 @@ impl Process {
             // Only when the async runtime shuts down, and this task with it.
             return std::future::pending().await;
         }
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let status =
-            waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(self.descriptor.get_ref())), options);
-        match status {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Exit::Code(code),
-                (None, Some(signal)) => Exit::Signal(signal),
-                (None, None) => Exit::Unknown,
-            },
-            // Not our child.
-            Ok(None) | Err(_) => Exit::Unknown,
+        let begin = Instant::now();
+        loop {
+            if let Some(exit) = self.status() {
+                return exit;
+            }
+            if self.origin == Origin::Earlier || begin.elapsed() > HAND_OVER {
+                return Exit::Unknown;
+            }
+            tokio::time::sleep(HAND_OVER_LOOK).await;
         }
+    }
+
+    /// Takes the exit status, if it is ours to take already.
+    fn status(&self) -> Option<Exit> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let status = waitid(WaitId::PidFd(self.descriptor.get_ref().as_fd()), options).ok()??;
+        Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => Exit::Unknown,
+        })
     }
 
     /// Asks the process to end.
@@ -128,6 +158,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[tokio::test]
+    #[expect(clippy::zombie_processes, reason = "waiting for them is what is tested")]
     async fn exit_codes_and_signals_are_told_apart() {
         for (script, expected) in [("exit 3", Exit::Code(3)), ("kill -9 $$", Exit::Signal(9))] {
             let child =

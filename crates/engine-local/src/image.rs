@@ -73,12 +73,11 @@ impl ImageSource for ImageStore {
             },
             None => None,
         };
-        let found = match found {
-            Some(found) => found,
-            None => {
-                let progress = |line: &str| tracing::info!(%image, line, "fetching an image");
-                self.ensure(image, &progress).await.map_err(|error| chain(&error))?
-            }
+        let found = if let Some(found) = found {
+            found
+        } else {
+            let progress = |line: &str| tracing::info!(%image, line, "fetching an image");
+            self.ensure(image, &progress).await.map_err(|error| chain(&error))?
         };
         let root = self.mount(&found).await.map_err(|error| chain(&error))?;
         let Image { id, config, .. } = found;

@@ -43,11 +43,11 @@ pub(crate) async fn launch(
     let networked = begin.elapsed();
     let launched = start(shared, replica, spec, revision, image, &slot).await;
     if launched.is_ok() {
-        let all = begin.elapsed();
+        let started = begin.elapsed().saturating_sub(networked);
         tracing::debug!(
             %replica,
             network_us = networked.as_micros(),
-            runtime_us = (all - networked).as_micros(),
+            runtime_us = started.as_micros(),
             "container started"
         );
     } else {

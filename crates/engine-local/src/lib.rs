@@ -36,6 +36,7 @@ mod replica;
 mod runtime;
 mod secrets;
 mod shared;
+mod strays;
 mod user;
 
 pub use engine::{EngineReport, LocalEngine};

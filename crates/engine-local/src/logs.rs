@@ -21,7 +21,7 @@ use updraft_model::FunctionId;
 use crate::options::LocalEngineOptions;
 
 pub(crate) use follow::stream;
-pub(crate) use keeper::keep;
+pub(crate) use keeper::{Looked, keep};
 
 /// Longest line that is handed on whole; a longer one comes in pieces.
 const LINE_MAX: usize = 64 * 1024;

@@ -89,7 +89,9 @@ impl Network {
             ));
         }
         let mut addresses = AddressPool::new(subnet);
-        in_use.iter().for_each(|address| addresses.mark(*address));
+        for address in in_use {
+            addresses.mark(*address);
+        }
         let parts = Arc::new(Parts {
             host,
             bridge_index,

@@ -25,7 +25,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest initial delay that a function may ask for.
-const DELAY_MAX: Duration = Duration::from_secs(300);
+const DELAY_MAX: Duration = Duration::from_mins(5);
 
 /// How a function wants to be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -218,7 +218,7 @@ impl Task {
                 Some(Effect::Kill) => {
                     process.kill();
                     // It cannot refuse; only a stuck kernel would bring us here again.
-                    deadline = Instant::now() + Duration::from_secs(60);
+                    deadline = Instant::now() + Duration::from_mins(1);
                 }
                 Some(Effect::CleanUp) => {
                     load.close();

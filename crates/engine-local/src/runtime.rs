@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::cgroup::{Cgroups, Layout};
 use crate::options::{LocalEngineOptions, OpenError, RuntimeChoice};
 use crate::private_mounts::{UnifiedCgroup, in_private_mounts};
+use crate::strays;
 
 /// Longest time one call of the runtime may take before it is ended; a start takes milliseconds.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -227,24 +228,31 @@ impl Runtime {
                 io::Error::new(error.kind(), format!("the root could not be mounted: {error}"))
             })?;
             // A group of its own: a Ctrl-C in Updraft's terminal is not meant for containers.
-            let mut child = command.process_group(0).spawn()?;
-            started.store(i32::try_from(child.id()).unwrap_or(0), Ordering::SeqCst);
+            command.process_group(0);
+            let (mut child, id) = {
+                // Noted before anybody can take it for a stray.
+                let mut calls = strays::calls();
+                let child = command.spawn()?;
+                let id = i32::try_from(child.id()).unwrap_or(0);
+                calls.insert(id);
+                (child, id)
+            };
+            started.store(id, Ordering::SeqCst);
             let status = child.wait();
             started.store(0, Ordering::SeqCst);
+            strays::calls().remove(&id);
             Ok(status?.success())
         });
-        match tokio::time::timeout(CALL_LIMIT, work).await {
-            Ok(result) => result
-                .map_err(|source| RuntimeError::Io { doing: "run the container runtime", source }),
-            Err(_) => {
-                let pid = pid.load(Ordering::SeqCst);
-                if pid > 0 {
-                    // It may have ended this moment; then there is nothing to end.
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
-                Err(RuntimeError::Hangs(self.name))
-            }
+        if let Ok(result) = tokio::time::timeout(CALL_LIMIT, work).await {
+            let doing = "run the container runtime";
+            return result.map_err(|source| RuntimeError::Io { doing, source });
         }
+        let pid = pid.load(Ordering::SeqCst);
+        if pid > 0 {
+            // It may have ended this moment; then there is nothing to end.
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
+        Err(RuntimeError::Hangs(self.name))
     }
 }
 

@@ -189,5 +189,6 @@ fn place(folder: &Path, name: &SecretName, value: &[u8], owner: (u32, u32)) -> i
 pub(crate) fn is_mount_point(folder: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
-    folder.parent().is_some_and(|parent| device(folder) != device(parent))
+    let own = device(folder);
+    own.is_some() && own != folder.parent().and_then(device)
 }

@@ -12,6 +12,7 @@ use updraft_engine::ReplicaId;
 use updraft_model::{FunctionId, SecretName};
 
 use crate::image::ImageSource;
+use crate::logs::Looked;
 use crate::network::Network;
 use crate::options::LocalEngineOptions;
 use crate::record::RecordStore;
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
     /// Replicas whose containers exist or are being made.
     pub(crate) running: Mutex<BTreeMap<ReplicaId, Running>>,
+    /// How far the log files of running replicas have come.
+    pub(crate) looked: Looked,
 }
 
 /// What others than its task need to know of a replica that runs.

@@ -1,1 +1,215 @@
 //! The suite that every engine must pass.
+//!
+//! An engine's tests implement [`Harness`] and stamp the suite out with
+//! [`engine_conformance!`](crate::engine_conformance): one test per claim, each on an engine of
+//! its own. What a harness cannot offer is not asked for; what the port promises is not optional.
+//!
+//! The suite calls functions the way the data plane does: it takes a replica from the endpoint
+//! table and a lease on it. The function it deploys is an image that serves HTTP on port 8080:
+//!
+//! | path | answer |
+//! |------|--------|
+//! | `/_/health` | the status in the environment variable `health`, else 200 |
+//! | `/env/NAME` | the variable's value, or 404 |
+//! | `/read/PATH`, `/write/PATH` | the file's content; 500 with the reason when it fails |
+//! | `/print/WORDS` | prints a line on standard output |
+//! | `/slow/MS` | answers that much later |
+//! | `/exit/CODE` | ends the process |
+//! | `/memory/MIB` | touches that much memory |
+//! | anything else | the variable `answer`, or `hello` |
+//!
+//! With the variable `exit_at_start` it prints `conformance app was asked to fail` on standard
+//! error and exits with that code; with `start_delay_ms` it listens that much later.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed claim ends its test")]
+
+mod client;
+pub mod isolation;
+pub mod life;
+pub mod logs;
+pub mod secrets;
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use updraft_model::{FunctionId, FunctionSpec, ImageRef, Namespace};
+
+use crate::{Engine, FunctionStatus, Revision, Wake};
+
+/// How long anything may take that should happen by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Pause between two looks at something that should happen by itself.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// An engine to be judged, with nothing deployed on it.
+#[async_trait]
+pub trait Harness: Sized + Send + Sync + 'static {
+    /// Makes a fresh engine. A replica may take at most 3 seconds to become ready on it.
+    async fn start() -> Self;
+
+    /// The engine.
+    fn engine(&self) -> Arc<dyn Engine>;
+
+    /// The image with the suite's function.
+    fn image(&self) -> ImageRef;
+
+    /// An image reference that stands for nothing and never will.
+    fn missing_image(&self) -> ImageRef;
+
+    /// Ends the engine and removes all that it made.
+    async fn stop(self);
+}
+
+/// Runs one claim and stops the engine whatever comes of it.
+pub async fn judge<H, Claim, Outcome>(claim: Claim)
+where
+    H: Harness,
+    Claim: FnOnce(Arc<Judge<H>>) -> Outcome + Send + 'static,
+    Outcome: Future<Output = ()> + Send + 'static,
+{
+    let judge = Arc::new(Judge { harness: H::start().await });
+    let outcome = tokio::spawn(claim(Arc::clone(&judge))).await;
+    let judge = Arc::into_inner(judge).expect("a claim keeps nothing running");
+    judge.harness.stop().await;
+    if let Err(failure) = outcome {
+        resume_unwind(failure.into_panic());
+    }
+}
+
+/// What a claim works with.
+#[derive(Debug)]
+pub struct Judge<H> {
+    harness: H,
+}
+
+impl<H: Harness> Judge<H> {
+    fn engine(&self) -> Arc<dyn Engine> {
+        self.harness.engine()
+    }
+
+    /// A spec for the suite's function in the default namespace.
+    fn spec(&self, name: &str) -> FunctionSpec {
+        let id = FunctionId::in_default(name.parse().expect("a name"));
+        FunctionSpec::new(id, self.harness.image())
+    }
+
+    fn spec_in(&self, namespace: &str, name: &str) -> FunctionSpec {
+        let namespace = Namespace::new(namespace).expect("a namespace");
+        let id = FunctionId { namespace, name: name.parse().expect("a name") };
+        FunctionSpec::new(id, self.harness.image())
+    }
+
+    /// Applies a spec and waits until it serves.
+    async fn deploy(&self, spec: &FunctionSpec) -> Revision {
+        let engine = self.engine();
+        let revision = engine.apply(spec.clone(), Wake::Keep).await.expect("it applies");
+        engine.wait_ready(&spec.id, revision, PATIENCE).await.expect("it becomes ready");
+        revision
+    }
+
+    async fn status(&self, id: &FunctionId) -> FunctionStatus {
+        self.engine().get(id).await.expect("get works").expect("the function is there")
+    }
+
+    /// Looks again until `check` is true.
+    async fn until<Check, Outcome>(&self, what: &str, check: Check)
+    where
+        Check: Fn() -> Outcome,
+        Outcome: Future<Output = bool>,
+    {
+        let begin = Instant::now();
+        while !check().await {
+            assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until so many replicas are ready and no other is.
+    async fn until_ready(&self, id: &FunctionId, replicas: u32) {
+        let what = format!("{id} has {replicas} ready replicas");
+        self.until(&what, || async {
+            let listed =
+                self.engine().endpoints().borrow().get(id).map_or(0, |entry| entry.ready.len());
+            self.status(id).await.available_replicas == replicas && listed == replicas as usize
+        })
+        .await;
+    }
+}
+
+/// A spec with environment variables.
+fn with_environment(mut spec: FunctionSpec, variables: &[(&str, &str)]) -> FunctionSpec {
+    let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    spec.environment.extend(variables);
+    spec
+}
+
+/// Stamps the suite out for a [`Harness`].
+#[macro_export]
+macro_rules! engine_conformance {
+    ($harness:ty) => {
+        $crate::engine_conformance!(@tests $harness,
+            life: [
+                a_function_is_created_listed_described_and_removed,
+                what_does_not_exist_is_told,
+                a_spec_that_cannot_run_is_refused,
+                the_same_spec_again_changes_nothing,
+                an_update_replaces_what_answers,
+                a_first_revision_that_fails_is_told_with_its_last_lines,
+                an_image_that_does_not_exist_is_told,
+                a_function_that_never_gets_ready_is_told_why,
+                a_failing_update_leaves_the_old_revision_serving,
+                a_fixed_update_after_a_failing_one_serves,
+                the_newest_of_many_updates_wins,
+                no_request_fails_while_a_function_is_replaced,
+                an_open_request_ends_before_its_replica_goes,
+                scaling_starts_and_ends_replicas,
+                the_minimum_label_decides_how_many_start,
+                a_sleeping_function_stays_asleep_when_it_is_updated,
+                a_sleeping_function_wakes_to_prove_an_update,
+                a_failed_proof_lets_a_sleeping_function_sleep_on,
+                a_sleeping_function_wakes_when_it_is_asked_for,
+                a_crashed_replica_is_started_again,
+                a_function_removed_while_it_starts_is_gone,
+                a_removed_function_can_be_created_again,
+            ]
+            secrets: [
+                secrets_are_created_listed_updated_and_removed,
+                a_secret_is_a_file_that_only_the_function_reads,
+                an_updated_secret_is_seen_by_running_replicas,
+                a_function_with_a_missing_secret_is_refused,
+                namespaces_are_created_listed_updated_and_removed,
+                namespaces_hold_functions_of_the_same_name_apart,
+                a_removed_namespace_takes_its_functions_along,
+            ]
+            logs: [
+                logs_are_there_after_the_replica_is_gone,
+                a_tail_is_the_end_of_what_is_there,
+                since_leaves_earlier_lines_out,
+                a_follower_sees_lines_of_new_replicas,
+            ]
+            isolation: [
+                environment_and_process_reach_the_function,
+                a_function_has_no_privileges,
+                a_function_sees_no_other_process,
+                a_read_only_root_cannot_be_written_but_tmp_can,
+                a_writable_root_is_fresh_for_each_replica,
+                a_function_that_takes_too_much_memory_is_ended_and_told,
+            ]
+        );
+    };
+    (@tests $harness:ty, $($module:ident: [$($claim:ident,)*])*) => {
+        $($(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                $crate::conformance::judge::<$harness, _, _>(
+                    $crate::conformance::$module::$claim,
+                )
+                .await;
+            }
+        )*)*
+    };
+}

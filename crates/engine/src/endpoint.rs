@@ -164,7 +164,7 @@ mod tests {
         let lease = load.lease().unwrap();
         let draining = tokio::spawn({
             let load = Arc::clone(&load);
-            async move { load.drain(Duration::from_secs(60)).await }
+            async move { load.drain(Duration::from_mins(1)).await }
         });
         while load.lease().is_some() {
             tokio::task::yield_now().await;

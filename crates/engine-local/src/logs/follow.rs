@@ -48,22 +48,25 @@ pub(crate) fn stream(
 }
 
 async fn answer(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     query: LogQuery,
     sender: mpsc::Sender<Result<LogLine, EngineError>>,
 ) {
     let place = folder(&shared.options, &query.id);
     let follow = query.follow;
-    let wanted = query.clone();
-    let here = place.clone();
-    let past = tokio::task::spawn_blocking(move || past(&here, &wanted)).await;
+    let (wanted, here) = (query.clone(), place.clone());
+    let looking = Arc::clone(shared);
+    let past = tokio::task::spawn_blocking(move || past(&looking, &here, &wanted)).await;
     let (lines, mut positions) = past.unwrap_or_default();
     for line in lines {
         if sender.send(Ok(line)).await.is_err() {
             return;
         }
     }
-    while follow {
+    if !follow {
+        return;
+    }
+    loop {
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
             () = shared.closing.cancelled() => return,
@@ -90,13 +93,17 @@ fn is_wanted(query: &LogQuery, replica: &str) -> bool {
 }
 
 /// What is there already, in the order of time, and how far the files were read.
-fn past(folder: &Path, query: &LogQuery) -> (Vec<LogLine>, Positions) {
+fn past(shared: &Shared, folder: &Path, query: &LogQuery) -> (Vec<LogLine>, Positions) {
     let limit = query.tail.unwrap_or(LINES_MAX).min(LINES_MAX);
     let mut positions = Positions::new();
     let mut all = Vec::new();
     for (replica, path) in read::log_files(folder) {
         if !is_wanted(query, &replica) {
             continue;
+        }
+        // Else a line would get one time now and another once the file was looked at.
+        if shared.is_running(&replica) {
+            shared.looked.look(&path, shared.options.log_bytes);
         }
         let instance = ReplicaId::new(replica);
         let mut last = VecDeque::new();
@@ -178,7 +185,7 @@ fn push(instance: &ReplicaId, bytes: &[u8], unfinished: bool, lines: &mut Vec<Lo
     let mut used = 0;
     for (end, line) in read::split(bytes) {
         let is_whole = line.ends_with(b"\n") || line.len() == super::LINE_MAX;
-        if !is_whole && !(unfinished && used == 0) {
+        if !(is_whole || (unfinished && used == 0)) {
             break;
         }
         used = end;

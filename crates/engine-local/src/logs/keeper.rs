@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,43 +15,72 @@ use crate::shared::Shared;
 /// How often files are looked at, and so how exact the times of lines are.
 const INTERVAL: Duration = Duration::from_millis(250);
 
+/// How far each growing file was when it was last looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Looked(Mutex<HashMap<PathBuf, u64>>);
+
+impl Looked {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a file that may have grown, so that all that is in it has a time.
+    pub(super) fn look(&self, path: &Path, limit: u64) {
+        let mut seen = self.lock();
+        match look(path, seen.get(path).copied(), limit) {
+            Ok(length) => {
+                seen.insert(path.to_owned(), length);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                seen.remove(path);
+            }
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "a log file cannot be kept");
+            }
+        }
+    }
+
+    /// Takes a last look at files that grow no more, and forgets them.
+    fn forget_all_but(&self, growing: &[PathBuf], limit: u64) {
+        let ended: Vec<_> =
+            self.lock().keys().filter(|path| !growing.contains(path)).cloned().collect();
+        for path in ended {
+            self.look(&path, limit);
+            self.lock().remove(&path);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+}
+
 /// Runs until Updraft stops.
 pub(crate) async fn keep(shared: Arc<Shared>) {
-    let mut seen: HashMap<PathBuf, u64> = HashMap::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
             () = shared.closing.cancelled() => return,
         }
-        let files: Vec<_> = shared
+        let growing: Vec<_> = shared
             .running()
             .iter()
             .map(|(replica, running)| file(&shared.options, &running.function, replica))
             .collect();
-        if files.is_empty() && seen.is_empty() {
+        if growing.is_empty() && shared.looked.is_empty() {
             continue;
         }
-        let limit = shared.options.log_bytes;
+        let looking = Arc::clone(&shared);
         let looked = tokio::task::spawn_blocking(move || {
-            // One last look at files of replicas that have ended since.
-            let ended: Vec<_> = seen.keys().filter(|path| !files.contains(path)).cloned().collect();
-            for path in files.iter().chain(&ended) {
-                let before = seen.get(path).copied();
-                match look(path, before, limit) {
-                    Ok(length) => seen.insert(path.clone(), length),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                    Err(error) => {
-                        tracing::warn!(%error, path = %path.display(), "a log file cannot be kept");
-                        None
-                    }
-                };
+            let limit = looking.options.log_bytes;
+            for path in &growing {
+                looking.looked.look(path, limit);
             }
-            for path in &ended {
-                seen.remove(path);
-            }
-            seen
+            looking.looked.forget_all_but(&growing, limit);
         });
-        seen = looked.await.unwrap_or_default();
+        if let Err(error) = looked.await {
+            tracing::warn!(%error, "log files could not be looked at");
+        }
     }
 }
 
@@ -62,7 +91,7 @@ fn look(path: &Path, before: Option<u64>, limit: u64) -> io::Result<u64> {
     if before == Some(length) {
         return Ok(length);
     }
-    // Bytes of the time before this start have the file's own time, the others have now.
+    // Bytes of the time before the first look have the file's own time, the others have now.
     let time = match before {
         None => Timestamp::try_from(metadata.modified()?).unwrap_or_else(|_| Timestamp::now()),
         Some(_) => Timestamp::now(),

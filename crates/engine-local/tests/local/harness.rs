@@ -1,0 +1,178 @@
+//! One instance of the local engine for one test, which leaves nothing behind.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up ends")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use updraft_engine::Engine;
+use updraft_engine::conformance::Harness;
+use updraft_engine_local::{
+    ImageProcess, ImageSource, LocalEngine, LocalEngineOptions, PreparedImage, RuntimeChoice,
+};
+use updraft_model::{Digest, ImageRef};
+
+/// The user that the test image runs as.
+const USER: u32 = 1000;
+
+/// Where tests keep their data; each has a folder named after its instance.
+const DATA: &str = "/var/tmp/updraft-engine-tests";
+
+/// How old a folder without an owner must be before it is cleared away: long enough for a test
+/// to take hold of what it just made.
+const STALE: Duration = Duration::from_secs(10);
+
+/// A folder of files as the only image.
+#[derive(Debug)]
+pub(crate) struct FolderImage(PathBuf);
+
+#[async_trait]
+impl ImageSource for FolderImage {
+    async fn resolve(&self, image: &ImageRef) -> Result<Option<Digest>, String> {
+        Ok((*image == app()).then(|| Digest::from_bytes([1; 32])))
+    }
+
+    async fn prepare(
+        &self,
+        image: &ImageRef,
+        _pinned: Option<&Digest>,
+    ) -> Result<PreparedImage, String> {
+        if *image != app() {
+            return Err(format!("image `{image}` is not here"));
+        }
+        let process = ImageProcess {
+            cmd: vec!["/app".to_owned()],
+            user: "app".to_owned(),
+            ..ImageProcess::default()
+        };
+        Ok(PreparedImage { id: Digest::from_bytes([1; 32]), root: self.0.clone(), process })
+    }
+}
+
+pub(crate) fn app() -> ImageRef {
+    "localhost/conformance-app:1".parse().unwrap()
+}
+
+/// An instance and its place on the machine.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) options: LocalEngineOptions,
+    pub(crate) data: PathBuf,
+    /// Held for the life of the test: folders without an owner are leftovers.
+    _owner: File,
+}
+
+impl Instance {
+    pub(crate) async fn new(runtime: RuntimeChoice) -> Self {
+        clear_leftovers().await;
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).unwrap();
+        let name = hex::encode(random);
+        let data = Path::new(DATA).join(&name);
+        fs::create_dir_all(&data).unwrap();
+        let owner = File::create(data.join("owner")).unwrap();
+        owner.lock().unwrap();
+        make_image(&data.join("image"));
+        Self { options: options(&name, &data, runtime), data, _owner: owner }
+    }
+
+    pub(crate) async fn open(&self) -> Arc<LocalEngine> {
+        let image = FolderImage(self.data.join("image"));
+        Arc::new(LocalEngine::open(self.options.clone(), Arc::new(image)).await.unwrap())
+    }
+
+    /// Takes everything off the machine.
+    pub(crate) async fn destroy(self) {
+        LocalEngine::destroy(&self.options).await.unwrap();
+        fs::remove_dir_all(&self.data).unwrap();
+    }
+}
+
+fn options(name: &str, data: &Path, runtime: RuntimeChoice) -> LocalEngineOptions {
+    let run = PathBuf::from(format!("/run/updraft-{name}"));
+    LocalEngineOptions {
+        runtime,
+        ready_limit: Duration::from_secs(3),
+        // The app is the first process of its world and ignores SIGTERM.
+        stop_grace: Duration::from_millis(100),
+        ..LocalEngineOptions::new(name, data, &run)
+    }
+}
+
+/// Takes away what test runs that were killed left on the machine.
+async fn clear_leftovers() {
+    for folder in fs::read_dir(DATA).into_iter().flatten().flatten() {
+        let age = folder.metadata().and_then(|metadata| metadata.modified());
+        let age = age.ok().and_then(|made| SystemTime::now().duration_since(made).ok());
+        if age.is_none_or(|age| age < STALE) {
+            continue;
+        }
+        let Ok(owner) = File::create(folder.path().join("owner")) else { continue };
+        if owner.try_lock().is_err() {
+            continue;
+        }
+        let name = folder.file_name().into_string().unwrap();
+        let options = options(&name, &folder.path(), RuntimeChoice::Detect);
+        LocalEngine::destroy(&options).await.unwrap();
+        fs::remove_dir_all(folder.path()).unwrap();
+    }
+}
+
+/// The app with the libraries it needs, and a user.
+fn make_image(root: &Path) {
+    let app = Path::new(env!("CARGO_BIN_EXE_updraft-conformance-app"));
+    for folder in ["etc", "home"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), format!("app:x:{USER}:{USER}::/home:/none\n")).unwrap();
+    chown(root.join("home"), Some(USER), Some(USER)).unwrap();
+    fs::copy(app, root.join("app")).unwrap();
+    let listed = Command::new("ldd").arg(app).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for library in listed.split_whitespace().filter(|word| word.starts_with('/')) {
+        let copy = root.join(&library[1..]);
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(library, &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// The conformance suite's view of an instance.
+#[derive(Debug)]
+pub(crate) struct Local<const RUNC: bool> {
+    instance: Instance,
+    engine: Arc<LocalEngine>,
+}
+
+#[async_trait]
+impl<const RUNC: bool> Harness for Local<RUNC> {
+    async fn start() -> Self {
+        let runtime = if RUNC { RuntimeChoice::Runc } else { RuntimeChoice::Crun };
+        let instance = Instance::new(runtime).await;
+        let engine = instance.open().await;
+        Self { instance, engine }
+    }
+
+    fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine) as Arc<dyn Engine>
+    }
+
+    fn image(&self) -> ImageRef {
+        app()
+    }
+
+    fn missing_image(&self) -> ImageRef {
+        "localhost/nothing:1".parse().unwrap()
+    }
+
+    async fn stop(self) {
+        self.engine.shutdown().await;
+        drop(self.engine);
+        self.instance.destroy().await;
+    }
+}
