@@ -78,7 +78,7 @@ impl EdgeLimits {
     /// What suits most installations.
     pub fn usual() -> Self {
         Self {
-            connections: 20_000,
+            connections: affordable_connections(),
             head: Duration::from_secs(30),
             idle: Duration::from_secs(75),
             head_bytes: 1024 * 1024,
@@ -86,6 +86,15 @@ impl EdgeLimits {
             grace: Duration::from_secs(10),
         }
     }
+}
+
+/// As many as the process may have files for: each connection may need another one to a replica,
+/// and the rest of the platform needs some too.
+fn affordable_connections() -> usize {
+    const RESERVED: u64 = 512;
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let affordable = files.map_or(u64::MAX, |files| files.saturating_sub(RESERVED) / 2);
+    usize::try_from(affordable).unwrap_or(usize::MAX).clamp(64, 20_000)
 }
 
 /// The front door.

@@ -240,3 +240,30 @@ async fn shutdown_lets_open_answers_end_and_cuts_what_does_not() {
         until("the replica is free", || replica_endpoint.load.in_flight() == 0).await;
     }
 }
+
+#[tokio::test]
+async fn shutdown_closes_tunnels_after_everything_else() {
+    let house = house(|_| {}, |limits| limits.grace = Duration::from_secs(20)).await;
+    let replica = Replica::raw(|mut stream| {
+        Box::pin(async move {
+            read_until(&mut stream, "\r\n\r\n").await;
+            let answer = "HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nopen";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            drop(read_close(&mut stream).await);
+        })
+    })
+    .await;
+    let replica_endpoint = endpoint("r", replica.address);
+    house.engine.ready(spec("f"), &[&replica_endpoint]);
+    known(&house, "f").await;
+    let mut tunnel = TcpStream::connect(house.address).await.unwrap();
+    let ask =
+        b"GET /function/f HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+    tunnel.write_all(ask).await.unwrap();
+    read_until(&mut tunnel, "\r\n\r\nopen").await;
+    assert_eq!(replica_endpoint.load.in_flight(), 1);
+    house.shutdown.cancel();
+    assert_eq!(read_close(&mut tunnel).await, "");
+    bounded("the edge has ended", house.serving).await.unwrap();
+    assert_eq!(replica_endpoint.load.in_flight(), 0);
+}

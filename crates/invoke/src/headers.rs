@@ -264,3 +264,85 @@ fn seconds(took: Duration) -> HeaderValue {
     HeaderValue::try_from(format!("{}.{:06}", took.as_secs(), took.subsec_micros()))
         .expect("digits and a dot are a header value")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn prepared(request: http::request::Builder) -> HeaderMap {
+        let mut request = request.body(()).unwrap();
+        let caller = Caller::new("[::ffff:192.0.2.1]:99".parse().unwrap(), Scheme::Https);
+        let marks = Marks::of(request.headers());
+        let upgrade = upgrade_asked(&request);
+        prepare_request(&mut request, &caller, false, &marks, upgrade.as_ref());
+        assert_eq!(request.version(), Version::HTTP_11);
+        request.into_parts().0.headers
+    }
+
+    #[test]
+    fn a_mapped_address_is_shown_as_what_it_is() {
+        let headers = prepared(Request::get("/").header(HOST, "a.test"));
+        assert_eq!(headers[FORWARDED_FOR], "192.0.2.1");
+        assert_eq!(headers[FORWARDED_PROTO], "https");
+        assert_eq!(headers[FORWARDED_HOST], "a.test");
+    }
+
+    #[test]
+    fn an_upgrade_passes_only_when_both_headers_ask_for_it() {
+        let ask = |connection: &str, protocol: &str, version: Version| {
+            let request = Request::get("/")
+                .version(version)
+                .header(CONNECTION, connection)
+                .header(UPGRADE, protocol);
+            let headers = prepared(request);
+            (headers.contains_key(UPGRADE), headers.get(CONNECTION).cloned())
+        };
+        let upgrade = HeaderValue::from_static("upgrade");
+        let passes = (true, Some(upgrade));
+        assert_eq!(ask("keep-alive, Upgrade", "websocket", Version::HTTP_11), passes);
+        assert_eq!(ask("Upgrade", "anything/1.0", Version::HTTP_11), passes);
+        assert_eq!(ask("keep-alive", "websocket", Version::HTTP_11), (false, None));
+        assert_eq!(ask("Upgrade, HTTP2-Settings", "h2c", Version::HTTP_11), (false, None));
+        assert_eq!(ask("Upgrade", "websocket", Version::HTTP_10), (false, None));
+    }
+
+    #[test]
+    fn of_two_lengths_only_the_chunks_go_on() {
+        let request =
+            Request::post("/").header(TRANSFER_ENCODING, "chunked").header(CONTENT_LENGTH, "5");
+        let headers = prepared(request);
+        assert!(!headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING));
+        let request = Request::post("/").header(CONTENT_LENGTH, "5");
+        assert_eq!(prepared(request)[CONTENT_LENGTH], "5");
+    }
+
+    #[test]
+    fn seconds_have_six_decimals() {
+        assert_eq!(seconds(Duration::from_micros(4_917)), "0.004917");
+        assert_eq!(seconds(Duration::from_millis(61_500)), "61.500000");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_connection_lists_is_gone_and_the_rest_stays(
+            listed in proptest::collection::vec("x-[a-m]{1,6}", 0..6),
+            kept in proptest::collection::vec("y-[a-m]{1,6}", 0..6),
+            junk in "[ ,;\"a-z]{0,12}",
+        ) {
+            let mut request = Request::get("/")
+                .header(HOST, "a.test")
+                .header(CONNECTION, format!("{junk},{}", listed.join(" , ")))
+                .header("keep-alive", "1");
+            for name in listed.iter().chain(&kept) {
+                request = request.header(name.as_str(), "1");
+            }
+            let headers = prepared(request);
+            prop_assert!(listed.iter().all(|name| !headers.contains_key(name.as_str())));
+            let removed = |name: &String| junk.contains(name.as_str());
+            prop_assert!(kept.iter().all(|name| headers.contains_key(name.as_str()) || removed(name)));
+            prop_assert!(!headers.contains_key(CONNECTION) && !headers.contains_key(KEEP_ALIVE));
+            prop_assert_eq!(&headers[HOST], "a.test");
+        }
+    }
+}
