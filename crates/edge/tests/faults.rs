@@ -77,6 +77,22 @@ async fn a_function_whose_replicas_all_refuse_is_a_502_that_names_one() {
 }
 
 #[tokio::test]
+async fn a_replica_that_hangs_up_at_once_is_a_502_and_not_a_storm() {
+    let replica = Replica::raw(|stream| {
+        drop(stream);
+        Box::pin(std::future::ready(()))
+    })
+    .await;
+    let house = house(|options| options.connect_limit = Duration::from_millis(300), |_| {}).await;
+    house.engine.ready(spec("f"), &[&endpoint("replica-7", replica.address)]);
+    known(&house, "f").await;
+    let (status, _, body) = call(house.address).await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    assert!(told(&body)["reason"].as_str().unwrap().contains("replica-7"), "{body:?}");
+    assert!(replica.connections() < 20, "{}", replica.connections());
+}
+
+#[tokio::test]
 async fn a_body_that_was_sent_is_never_sent_again() {
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&requests);

@@ -218,14 +218,20 @@ impl Invoker {
 
         let mut search = Search::new(Arc::clone(function));
         let (mut response, connection, replica, lease) = loop {
-            let (replica, lease, mut connection) = match search.next(shared).await {
+            let Found { replica, lease, mut connection, fresh } = match search.next(shared).await {
                 Ok(found) => found,
                 Err(failure) => return Err((failure, account)),
             };
             let limit = search.function.timeout;
             match connection.exchange(request, upload.as_deref(), limit).await {
                 Ok(response) => break (response, connection, replica, lease),
-                Err(ExchangeError::Unsent(unsent)) => request = *unsent,
+                Err(ExchangeError::Unsent(unsent)) => {
+                    request = *unsent;
+                    if fresh && let Err(failure) = search.refused(shared, replica, "closed at once")
+                    {
+                        return Err((failure, account));
+                    }
+                }
                 Err(error) => return Err((broken(name, &replica, limit, error), account)),
             }
         };
@@ -271,6 +277,15 @@ impl Shared {
     }
 }
 
+/// A held replica with a connection that can take a request now.
+struct Found {
+    replica: Arc<Replica>,
+    lease: Lease,
+    connection: Connection,
+    /// Whether the connection was made for this call.
+    fresh: bool,
+}
+
 /// The search of one call for a replica that takes it.
 struct Search {
     function: Arc<Function>,
@@ -287,11 +302,8 @@ impl Search {
         Self { function, refused: Vec::new(), wake_deadline: None, connect_deadline: None }
     }
 
-    /// A held replica with a connection that can take a request now.
-    async fn next(
-        &mut self,
-        shared: &Arc<Shared>,
-    ) -> Result<(Arc<Replica>, Lease, Connection), Failure> {
+    /// The next replica to try.
+    async fn next(&mut self, shared: &Arc<Shared>) -> Result<Found, Failure> {
         loop {
             let Some((replica, lease)) = self.function.pick(&self.refused) else {
                 if self.refused.is_empty() {
@@ -308,27 +320,35 @@ impl Search {
             while let Some(mut connection) = replica.take() {
                 let usable = poll_fn(|context| Poll::Ready(connection.is_usable(context))).await;
                 if usable {
-                    return Ok((replica, lease, connection));
+                    return Ok(Found { replica, lease, connection, fresh: false });
                 }
             }
             let limit = shared.options.connect_limit;
             match Connection::open(replica.endpoint.address, limit).await {
-                Ok(connection) => return Ok((replica, lease, connection)),
-                Err(error) => {
-                    tracing::debug!(replica = %replica.endpoint.replica, %error, "cannot connect");
-                    let name = &*self.function.state.name;
-                    let deadline = *self.connect_deadline.get_or_insert(Instant::now() + limit);
-                    if Instant::now() >= deadline {
-                        let reason = format!(
-                            "replica `{}` takes no connection: {error}",
-                            replica.endpoint.replica
-                        );
-                        return Err(Failure::invoke(StatusCode::BAD_GATEWAY, name, reason));
-                    }
-                    self.refused.push(replica);
-                }
+                Ok(connection) => return Ok(Found { replica, lease, connection, fresh: true }),
+                Err(error) => self.refused(shared, replica, &error)?,
             }
         }
+    }
+
+    /// Notes that a replica took no request, of which nothing has been sent.
+    fn refused(
+        &mut self,
+        shared: &Shared,
+        replica: Arc<Replica>,
+        error: impl fmt::Display,
+    ) -> Result<(), Failure> {
+        let name = &*self.function.state.name;
+        let shown = &replica.endpoint.replica;
+        tracing::debug!(function = name, replica = %shown, %error, "a replica takes no connection");
+        let limit = shared.options.connect_limit;
+        let deadline = *self.connect_deadline.get_or_insert_with(|| Instant::now() + limit);
+        if Instant::now() >= deadline {
+            let reason = format!("replica `{shown}` takes no connection: {error}");
+            return Err(Failure::invoke(StatusCode::BAD_GATEWAY, name, reason));
+        }
+        self.refused.push(replica);
+        Ok(())
     }
 
     /// Every replica on the table refused: lets the engine notice, then looks again.
