@@ -283,3 +283,78 @@ async fn a_full_disk_fails_the_push_and_keeps_what_was_there() {
     let pushed = house.push(&["main"]).await;
     assert!(pushed.status.success(), "{}", stderr(&pushed));
 }
+
+/// A push as a client without side bands would send it, with the pack that git makes.
+async fn plain_push(house: &House, commit: &str) -> Vec<u8> {
+    let mut command = house.git(&["pack-objects", "--revs", "--stdout", "-q"]);
+    let piped = std::process::Stdio::piped;
+    let mut child = command.stdin(piped()).stdout(piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(format!("{commit}\n").as_bytes()).await.unwrap();
+    drop(stdin);
+    let pack = child.wait_with_output().await.unwrap().stdout;
+    let zero = "0".repeat(40);
+    let line = format!("{zero} {commit} refs/heads/main\0 report-status");
+    [format!("{:04x}{line}0000", line.len() + 4).as_bytes(), &pack].concat()
+}
+
+#[tokio::test]
+async fn a_client_without_side_bands_gets_the_verdict() {
+    let house = House::new().await;
+    let commit = house.commit("a", b"1").await;
+    let verdict = PushVerdict::failed("refs/heads/main", "the build failed");
+    house.react(Reaction::Say(&["a line that it cannot take"], verdict));
+    let body = plain_push(&house, &commit).await;
+    let answer = raw(&house, &request("POST", "git-receive-pack", RECEIVE, &body)).await;
+    assert!(answer.contains("unpack ok\n"), "{answer}");
+    assert!(answer.contains("ng refs/heads/main the build failed\n0000"), "{answer}");
+    assert!(!answer.contains("a line"), "{answer}");
+    assert_eq!(house.pushes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_gzipped_push_with_a_pack_is_taken_in() {
+    let house = House::new().await;
+    let commit = house.commit("a", b"1").await;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&plain_push(&house, &commit).await).unwrap();
+    let headers = format!("{RECEIVE}content-encoding: gzip\r\n");
+    let body = gzip.finish().unwrap();
+    let answer = raw(&house, &request("POST", "git-receive-pack", &headers, &body)).await;
+    assert!(answer.contains("ok refs/heads/main\n0000"), "{answer}");
+    let head = updraft_source::git::resolve(&house.bare(), "refs/heads/main").await.unwrap();
+    assert_eq!(head, Some(commit));
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_told_to_go_on() {
+    let house = House::new().await;
+    let commit = house.commit("a", b"1").await;
+    let headers = format!("{RECEIVE}expect: 100-continue\r\n");
+    let body = plain_push(&house, &commit).await;
+    let whole = request("POST", "git-receive-pack", &headers, &body);
+    let head = &whole[..whole.len() - body.len()];
+    let talk = async {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(head).await.unwrap();
+        let mut go_on = [0; 25];
+        stream.read_exact(&mut go_on).await.unwrap();
+        assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(&body).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.contains("ok refs/heads/main\n0000"), "{answer}");
+    };
+    tokio::time::timeout(BOUND, talk).await.expect("the server must go on");
+}
+
+#[tokio::test]
+async fn the_default_branch_cannot_be_deleted_by_mistake() {
+    let house = House::new().await;
+    house.commit("a", b"1").await;
+    assert!(house.push(&["main"]).await.status.success());
+    let text = stderr(&house.push(&[":main"]).await);
+    assert!(text.contains("[remote rejected] main"), "{text}");
+    assert_eq!(house.pushes().len(), 1);
+}

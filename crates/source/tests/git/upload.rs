@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use proptest::prelude::*;
 use updraft_source::git::upload::{PackError, UploadError, Uploaded, pack, packed_body, unpack};
 use updraft_source::git::{ContentError, ContentLimits, GitBody};
 
@@ -266,4 +267,50 @@ async fn an_upload_goes_only_into_an_empty_folder() {
     let archive = Hostile::default().file(b"a", b"x").done();
     let result = unpack(body(archive), place.path(), SENT, &ContentLimits::default()).await;
     assert!(matches!(result, Err(UploadError::Storage { .. })), "{result:?}");
+}
+
+/// Archives of one to four entries with names and links that lead everywhere, some of them cut or
+/// with a byte changed.
+fn archives() -> impl Strategy<Value = Vec<u8>> {
+    let name = || {
+        proptest::string::string_regex("(\\./|\\.\\./|/|a/|b/|\\.git/|way/){0,3}[ab.]{0,2}")
+            .unwrap()
+    };
+    let kind =
+        proptest::sample::select(vec![b'0', b'1', b'2', b'5', b'L', b'K', b'x', b'g', b'S', b'7']);
+    let entry = (kind, name(), name(), proptest::collection::vec(any::<u8>(), 0..600));
+    let entries = proptest::collection::vec(entry, 1..5);
+    (
+        entries,
+        any::<Option<(proptest::sample::Index, u8)>>(),
+        any::<Option<proptest::sample::Index>>(),
+    )
+        .prop_map(|(entries, changed, cut)| {
+            let mut archive = Hostile::default();
+            for (kind, name, link, content) in entries {
+                let kind = tar::EntryType::new(kind);
+                archive = archive.entry(kind, name.as_bytes(), link.as_bytes(), &content);
+            }
+            let mut bytes = archive.done();
+            if let Some((at, byte)) = changed {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.map_or(bytes.len(), |cut| cut.index(bytes.len())));
+            bytes
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn no_archive_writes_outside_its_folder(bytes in archives(), gzipped in any::<bool>()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let bytes = if gzipped { gzip(&bytes) } else { bytes };
+        let (result, place) = runtime.block_on(receive(bytes));
+        prop_assert!(!matches!(result, Err(UploadError::Storage { .. })), "{result:?}");
+        let above: Vec<_> = std::fs::read_dir(place.path()).unwrap().collect();
+        prop_assert_eq!(above.len(), 1);
+    }
 }
