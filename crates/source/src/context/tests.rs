@@ -224,3 +224,36 @@ fn a_repositorys_own_template_brings_its_sample_and_process() {
     repository.write("stack.yml", "functions: {f: {lang: mine, handler: f, fprocess: ./own}}\n");
     assert_eq!(repository.prepare_with(&templates).unwrap().process.as_deref(), Some("./own"));
 }
+
+#[test]
+fn the_examples_and_samples_of_the_repository_make_contexts_without_warnings() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let templates = Templates::new(Bytes::from_static(b"w"), false);
+    let target = tempfile::tempdir().unwrap();
+    for (example, count) in [("hello", 1), ("four-languages", 4)] {
+        let checkout = root.join("examples").join(example);
+        let stack = Stack::read(&checkout, &BTreeMap::new()).unwrap();
+        assert_eq!((stack.functions.len(), stack.warnings.as_slice()), (count, &[][..]));
+        stack.check_templates(&checkout, &templates).unwrap();
+        for function in stack.functions.keys() {
+            prepare(ContextRequest {
+                checkout: &checkout,
+                stack: &stack,
+                function,
+                templates: &templates,
+                destination: &target.path().join("context"),
+                limits: &ContextLimits::default(),
+            })
+            .unwrap();
+        }
+    }
+    for template in templates.all() {
+        let stack = format!("functions: {{f: {{lang: {}, handler: f}}}}\n", template.name);
+        let repository = Repository::new(&stack);
+        for file in template.sample() {
+            repository
+                .write(&format!("f/{}", file.path), std::str::from_utf8(file.content).unwrap());
+        }
+        repository.prepare().unwrap();
+    }
+}
