@@ -75,7 +75,7 @@ pub enum RollbackError {
         function: FunctionName,
     },
     /// There is no release before the live one.
-    #[error("`{function}` has no release before v{live}, see `updraft releases {function}`")]
+    #[error("`{function}` has no release before v{live}, see `updraft releases`")]
     NothingEarlier {
         /// Which.
         function: FunctionName,
@@ -83,7 +83,7 @@ pub enum RollbackError {
         live: u64,
     },
     /// There is no such release, or it was dropped for age.
-    #[error("`{function}` has no release v{number}, see `updraft releases {function}`")]
+    #[error("`{function}` has no release v{number}, see `updraft releases`")]
     UnknownRelease {
         /// Which function.
         function: FunctionName,

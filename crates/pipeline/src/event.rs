@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use updraft_model::{FunctionName, ImageRef, RepositoryName};
+use updraft_model::{FunctionName, ImageRef, OwnerName, RepositoryName};
 use updraft_store::{BuildId, NewEvent, PushState, StoredEvent};
 
 /// The form of event bodies that this version writes. Readers of another form show it as
@@ -100,6 +100,8 @@ pub enum PushEventKind {
     },
     /// A function stays at the release it was rolled back to.
     Pinned {
+        /// Whose function.
+        owner: OwnerName,
         /// Which function.
         function: FunctionName,
         /// The release that is live and stays.

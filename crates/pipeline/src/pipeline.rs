@@ -135,7 +135,7 @@ impl Pipeline {
     }
 
     /// Takes a push in. When this returns its record is durable and its work will be done, in
-    /// this process or the next.
+    /// this process or the next. A push by git that is under way already is not taken in twice.
     ///
     /// # Errors
     /// See [`SubmitError`]; nothing is recorded then.
@@ -151,6 +151,14 @@ impl Pipeline {
         let _arrival = self.arrivals.lock((owner.clone(), repository.clone())).await;
         if self.shutdown.is_cancelled() {
             return Err(SubmitError::ShuttingDown);
+        }
+        // Git may tell of a push twice when the process was killed in between.
+        if origin == Origin::Git {
+            let newest = self.store.newest_push(&owner, &repository, &reference).await?;
+            let same = newest.filter(|push| push.commit == commit && !push.state.is_final());
+            if let Some(push) = same {
+                return Ok(push.id);
+            }
         }
         let waiting = self.active().values().filter(|active| active.owner == owner).count();
         if waiting >= self.options.max_waiting_per_owner {

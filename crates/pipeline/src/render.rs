@@ -30,10 +30,10 @@ pub fn terminal(event: &PushEvent) -> Vec<String> {
         PushEventKind::Unchanged { function, release, url } => {
             vec![format!("{function} v{release} is unchanged: {url}")]
         }
-        PushEventKind::Pinned { function, live, newest, url } => vec![
+        PushEventKind::Pinned { owner, function, live, newest, url } => vec![
             format!("{function} stays at v{live}, to which it was rolled back: {url}"),
             format!(
-                "{function} v{newest} is ready; `updraft rollback {function} --to latest` makes it live"
+                "{function} v{newest} waits; make it live with: updraft rollback {owner}/{function} --unpin"
             ),
         ],
         PushEventKind::Removed { function } => {

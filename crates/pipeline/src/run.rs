@@ -22,6 +22,9 @@ use crate::pipeline::{Pipeline, branch_of};
 use crate::spec;
 use crate::step::{Outcome, Work, step, work};
 
+/// The branch that an upload counts as, in a repository that never saw a push by git.
+const UPLOAD_BRANCH: &str = "main";
+
 /// A push that was let in.
 #[derive(Debug)]
 pub(crate) struct Admitted {
@@ -150,9 +153,19 @@ impl Run {
         if resumed {
             self.resume().await?;
         }
+        let repository =
+            self.pipeline.store.repository(&self.push.owner, &self.push.repository).await?;
+        let live_branch = repository.and_then(|repository| repository.live_branch);
         let Some(place) = place else {
+            if let Some(branch) = live_branch.or_else(|| self.named_branch()) {
+                self.branch = branch;
+            }
             return self.advance((Outcome::NothingToDo, Vec::new())).await;
         };
+        if self.push.upload.is_some() {
+            let named = live_branch.or_else(|| self.named_branch());
+            self.branch = named.unwrap_or_else(|| UPLOAD_BRANCH.to_owned());
+        }
         let stopped = Arc::clone(&self.stop);
         let may_stop = self.push.state != PushState::Deploying;
         let begin = async {
@@ -166,11 +179,6 @@ impl Run {
             () = stopped.token().cancelled(), if may_stop => return Err(self.stopped()),
             begun = begin => begun,
         };
-        let repository =
-            self.pipeline.store.repository(&self.push.owner, &self.push.repository).await?;
-        if let Some(branch) = repository.and_then(|repository| repository.live_branch) {
-            self.branch = branch;
-        }
         while let Some(work) = work(self.push.state) {
             // Once deployment has begun it is carried through: half of it would be worse.
             if self.stop.reason().is_some() && work != Work::Deploy {
@@ -289,12 +297,18 @@ impl Run {
             PushState::Superseded => "superseded by a newer push".to_owned(),
             PushState::Cancelled => "cancelled".to_owned(),
             _ => format!(
-                "nothing to do: {} is not the branch whose pushes go live, see the live branch in `updraft list`",
+                "{} is kept and not deployed; pushes to {} go live",
+                branch_of(&self.push.reference),
                 self.branch
             ),
         };
         let took = Timestamp::now().as_millisecond() - self.push.created_at.as_millisecond();
         Verdict { state, summary, milliseconds: took.max(0).unsigned_abs() }
+    }
+
+    /// The branch that the operator says is live, where a repository has not decided.
+    fn named_branch(&self) -> Option<String> {
+        self.pipeline.options.live_branches.first().cloned()
     }
 
     fn origin(&self) -> spec::Origin<'_> {

@@ -302,6 +302,27 @@ impl Store {
             .await
     }
 
+    /// The newest push to a ref, whether it is over or not.
+    pub async fn newest_push(
+        &self,
+        owner: &OwnerName,
+        repository: &RepositoryName,
+        reference: &str,
+    ) -> Result<Option<Push>, StoreError> {
+        let (owner, repository) = (owner.clone(), repository.clone());
+        let reference = reference.to_owned();
+        self.database
+            .read("read the newest push", move |c| {
+                c.prepare_cached(&format!(
+                    "SELECT {COLUMNS} {FROM} WHERE r.owner = ?1 AND r.name = ?2
+                     AND p.reference = ?3 ORDER BY p.id DESC LIMIT 1"
+                ))?
+                .query_row((owner.as_str(), repository.as_str(), reference), push_of)
+                .optional()
+            })
+            .await
+    }
+
     /// Pushes, newest first.
     pub async fn pushes(&self, filter: PushFilter) -> Result<Vec<Push>, StoreError> {
         self.database

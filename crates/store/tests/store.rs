@@ -72,6 +72,12 @@ async fn a_push_is_remembered_with_its_state_detail_and_events() {
     let first = store.record_push(new_push("aa")).await.unwrap();
     let second = store.record_push(new_push("bb")).await.unwrap();
     assert_eq!((first.unfinished.len(), second.unfinished.as_slice()), (0, &[first.id][..]));
+    let newest = |reference| {
+        let (store, alice, shop) = (store.clone(), owner("alice"), repository("shop"));
+        async move { store.newest_push(&alice, &shop, reference).await.unwrap() }
+    };
+    assert_eq!(newest("refs/heads/main").await.map(|push| push.id), Some(second.id));
+    assert_eq!(newest("refs/heads/other").await, None);
 
     let moved = store
         .advance_push(

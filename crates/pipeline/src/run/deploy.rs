@@ -61,7 +61,8 @@ impl Run {
                 PushEventKind::Unchanged { function: function.clone(), release, url }
             } else {
                 let (live, newest) = (live.release, release);
-                PushEventKind::Pinned { function: function.clone(), live, newest, url }
+                let (owner, function) = (owner.clone(), function.clone());
+                PushEventKind::Pinned { owner, function, live, newest, url }
             };
             self.journal.tell(&event);
             return Ok(Deployed::Done);
@@ -177,7 +178,7 @@ fn explain(owner: &str, error: EngineError) -> (String, Vec<String>) {
                 .map(|name| name.as_str().strip_prefix(&prefix).unwrap_or(name.as_str()))
                 .collect();
             let text = format!(
-                "secrets are missing: {}\nhint: create them with `updraft secrets create` and push again",
+                "secrets are missing: {}\nhint: set each with `updraft secrets set --owner {owner} NAME` and push again",
                 names.join(", ")
             );
             (text, Vec::new())

@@ -268,7 +268,7 @@ fn a_missing_secret_is_named_as_the_owner_knows_it() {
     let story = world.push(&files);
     assert_eq!(story.state(), PushState::Failed);
     assert!(story.text().contains("secrets are missing: db (deploy)"), "{}", story.text());
-    assert!(story.text().contains("updraft secrets create"), "{}", story.text());
+    assert!(story.text().contains("updraft secrets set --owner alice NAME"), "{}", story.text());
     world.engine.add_secret("alice-db");
     assert_eq!(world.push(&[]).state(), PushState::Ready);
 }
@@ -284,7 +284,8 @@ fn a_push_to_another_branch_goes_nowhere_and_says_so() {
     let id = world.run(world.pipeline().submit(request)).unwrap();
     let story = world.story(id);
     assert_eq!(story.state(), PushState::NothingToDo);
-    assert!(story.text().contains("feature/x"), "{}", story.text());
+    let told = "feature/x is kept and not deployed; pushes to main go live";
+    assert!(story.text().contains(told), "{}", story.text());
     assert!(story.verdict.unwrap().is_success());
     assert_eq!(world.live("hello"), Some(1));
 }

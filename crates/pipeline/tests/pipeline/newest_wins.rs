@@ -90,3 +90,20 @@ fn an_owner_with_too_much_under_way_is_told_to_wait() {
     world.run(world.pipeline().submit(crate::world::request("bob", "blog", &commit))).unwrap();
     world.run(world.pipeline().shutdown());
 }
+
+#[test]
+fn a_push_that_is_told_twice_is_one_push() {
+    let world = World::new();
+    world.builder.on_build("hello", OnBuild::Hang);
+    let stack = stack(&["hello"]);
+    let files = [("stack.yml", stack.as_str()), ("hello/Dockerfile", DOCKERFILE)];
+    let commit = world.commit("alice", "shop", &files);
+    let submit = || {
+        let request = crate::world::request("alice", "shop", &commit);
+        world.run(world.pipeline().submit(request)).unwrap()
+    };
+    let first = submit();
+    world.run(world.builder.hanging(1));
+    assert_eq!(submit(), first);
+    world.run(world.pipeline().shutdown());
+}

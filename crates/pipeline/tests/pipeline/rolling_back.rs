@@ -52,7 +52,7 @@ fn a_rollback_pins_until_it_is_unpinned() {
     assert_eq!(running(&world), "2");
     let text = story.text();
     assert!(text.contains("hello stays at v2, to which it was rolled back"), "{text}");
-    assert!(text.contains("updraft rollback hello --to latest"), "{text}");
+    assert!(text.contains("updraft rollback alice/hello --unpin"), "{text}");
 
     let (alice, hello) = (owner("alice"), function("hello"));
     let release = world.run(world.pipeline().unpin(&alice, &hello)).unwrap();
