@@ -194,6 +194,8 @@ fn with_causes(error: &EngineError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -204,5 +206,14 @@ mod tests {
         check("/x/../system/functions", "/system/functions");
         check("/../../system/namespace/", "/system/namespace/");
         check("//", "/");
+    }
+    proptest! {
+        #[test]
+        fn a_clean_path_is_rooted_on_this_host_and_stays_as_it_is(path in "/[a-c./]{0,30}") {
+            let cleaned = clean_path(&path);
+            prop_assert!(cleaned.starts_with('/') && !cleaned.contains("//"), "{cleaned}");
+            prop_assert!(!cleaned.split('/').any(|segment| segment == ".."), "{cleaned}");
+            prop_assert_eq!(clean_path(&cleaned), cleaned);
+        }
     }
 }

@@ -51,10 +51,12 @@ pub(crate) fn function(
     Ok(FunctionId { namespace, name })
 }
 
-/// Splits at the last dot, unless that is the first character.
+/// Splits at the last dot, unless that is the first character or the last.
 fn split(name: &str) -> (&str, Option<&str>) {
     match name.rsplit_once('.') {
-        Some((name, namespace)) if !name.is_empty() => (name, Some(namespace)),
+        Some((name, namespace)) if !name.is_empty() && !namespace.is_empty() => {
+            (name, Some(namespace))
+        }
         _ => (name, None),
     }
 }
@@ -66,14 +68,17 @@ fn given(text: Option<&str>) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn a_name_splits_at_its_last_dot_unless_that_comes_first() {
+    fn a_name_splits_at_its_last_dot_unless_that_comes_first_or_last() {
         assert_eq!(split("fn"), ("fn", None));
         assert_eq!(split("fn.ns"), ("fn", Some("ns")));
         assert_eq!(split("fn.a.b"), ("fn.a", Some("b")));
         assert_eq!(split(".openfaas-fn"), (".openfaas-fn", None));
+        assert_eq!(split("fn."), ("fn.", None));
     }
 
     #[test]
@@ -103,5 +108,14 @@ mod tests {
         let refused = function("fn.a", None, Some("b"));
         assert!(matches!(refused, Err(PlaceError::Contradiction { .. })));
         assert!(matches!(function(".openfaas-fn", None, None), Err(PlaceError::Name(_))));
+    }
+    proptest! {
+        #[test]
+        fn a_place_names_what_was_asked_for_or_is_none(name in "[a-zA-Z0-9._-]{0,40}") {
+            if let Ok(id) = function(&name, None, None) {
+                let shown = id.to_string();
+                prop_assert!(shown == name || shown == format!("{name}.openfaas-fn"), "{shown}");
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{TryStreamExt, stream};
 use updraft_store::{BlobName, Build, BuildId, BuildState, Store};
 
 use super::functions::{follows, function_name};
@@ -67,7 +67,6 @@ pub(crate) async fn log(
     let chunks = stream::try_unfold(reading, |mut reading| async move {
         Ok::<_, Failure>(reading.next().await?.map(|chunk| (chunk, reading)))
     });
-    use futures_util::TryStreamExt;
     let chunks = chunks.map_err(|_| std::io::Error::other("the log cannot be read"));
     Ok(streamed("text/plain; charset=utf-8", Body::from_stream(chunks)))
 }

@@ -72,8 +72,7 @@ impl From<RollbackError> for Failure {
             RollbackError::NothingLive { .. }
             | RollbackError::NothingEarlier { .. }
             | RollbackError::Foreign(_) => Self::new(StatusCode::CONFLICT, text),
-            RollbackError::Name(_) => Self::bad_request(text),
-            RollbackError::Engine { source, .. } => not_running(&text, source),
+            RollbackError::Engine { source, .. } => not_running(&text, *source),
             RollbackError::Store(error) => error.into(),
         }
     }
@@ -99,7 +98,6 @@ impl From<RemoveError> for Failure {
         match error {
             RemoveError::UnknownFunction { .. } => Self::absent(text),
             RemoveError::Foreign(_) => Self::new(StatusCode::CONFLICT, text),
-            RemoveError::Name(_) => Self::bad_request(text),
             RemoveError::Engine(error) => error.into(),
             RemoveError::Store(error) => error.into(),
         }

@@ -86,7 +86,9 @@ fn only_declared(host: &Host, declared: DeclaredFunction) -> wire::Function {
         pinned: false,
         commit: None,
         created_at: None,
-        message: Some("is not deployed; its last push tells why".to_owned()),
+        message: Some(
+            "is not deployed: its push failed, or somebody removed it; push again".to_owned(),
+        ),
     }
 }
 
