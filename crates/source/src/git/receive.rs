@@ -279,6 +279,10 @@ async fn read_head(body: &mut RequestBody) -> Result<(PushHead, Bytes), Refusal>
 
 /// How many bytes this push may have.
 async fn room(push: &Receiving, head: &PushHead) -> Result<u64, Refusal> {
+    if !head.expects_pack() {
+        // Deleting is always allowed: it is the way out of a full repository.
+        return Ok(push.inner.options.max_push_bytes);
+    }
     let bare = push.bare.clone();
     let used = tokio::task::spawn_blocking(move || size(&bare))
         .await
@@ -301,6 +305,9 @@ async fn send(
     room: u64,
 ) -> Result<Sent, BodyError> {
     let mut total = received.len() as u64;
+    if total > room {
+        return Ok(Sent::TooLarge);
+    }
     let mut held = received;
     while let Some(piece) = body.next().await? {
         total += piece.len() as u64;

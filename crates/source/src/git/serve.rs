@@ -297,7 +297,8 @@ pub(super) fn service_command(
 pub(super) fn kernel_limits(inner: &Inner) -> KernelLimits {
     KernelLimits {
         memory_bytes: inner.options.max_git_memory_bytes,
-        file_bytes: inner.options.max_repository_bytes,
+        // Lists of refs must fit in the tightest repository.
+        file_bytes: inner.options.max_repository_bytes.max(ADVERTISEMENT_BYTES),
     }
 }
 

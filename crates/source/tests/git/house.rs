@@ -73,9 +73,6 @@ impl House {
 
     pub(crate) async fn with(change: impl FnOnce(&mut GitServerOptions)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut options = GitServerOptions::new(folder.path().join("git"));
-        change(&mut options);
-        let server = GitServer::new(options).await.unwrap();
         let (handed_tx, handed) = mpsc::unbounded_channel();
         let sink = Arc::new(TestSink {
             pushes: Mutex::default(),
@@ -83,16 +80,16 @@ impl House {
             handed: handed_tx,
         });
         let serving = Arc::new(Mutex::new(Arc::clone(&sink) as Arc<dyn PushSink>));
-        let state = (server.clone(), Arc::clone(&serving));
-        let app = axum::Router::new()
-            .route("/git/{owner}/{repository}/{*path}", axum::routing::any(answer))
-            .with_state(state);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(tokio::spawn(async move { axum::serve(listener, app).await }));
+        let (server, address) = serve(folder.path(), change, Arc::clone(&serving)).await;
         let house = Self { server, sink, serving, handed, address, folder };
         house.ok(&["init", "-q", "-b", "main", "."]).await;
         house
+    }
+
+    /// Goes on with a new server, with other options, on the same repositories.
+    pub(crate) async fn restart(&mut self, change: impl FnOnce(&mut GitServerOptions)) {
+        let serving = Arc::clone(&self.serving);
+        (self.server, self.address) = serve(self.folder.path(), change, serving).await;
     }
 
     /// Lets the server tell another sink.
@@ -171,6 +168,23 @@ impl House {
     pub(crate) async fn head(&self) -> String {
         self.ok(&["rev-parse", "HEAD"]).await
     }
+}
+
+async fn serve(
+    folder: &Path,
+    change: impl FnOnce(&mut GitServerOptions),
+    serving: Serving,
+) -> (GitServer, SocketAddr) {
+    let mut options = GitServerOptions::new(folder.join("git"));
+    change(&mut options);
+    let server = GitServer::new(options).await.unwrap();
+    let app = axum::Router::new()
+        .route("/git/{owner}/{repository}/{*path}", axum::routing::any(answer))
+        .with_state((server.clone(), serving));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(tokio::spawn(async move { axum::serve(listener, app).await }));
+    (server, address)
 }
 
 async fn answer(

@@ -79,6 +79,19 @@ async fn a_repository_larger_than_allowed_takes_no_more() {
 }
 
 #[tokio::test]
+async fn a_full_repository_takes_not_even_a_small_push_but_a_deletion() {
+    let mut house = House::new().await;
+    house.commit("a", b"1").await;
+    assert!(house.push(&["main", "main:refs/heads/side"]).await.status.success());
+    house.restart(|options| options.max_repository_bytes = 1).await;
+    house.commit("a", b"2").await;
+    let text = stderr(&house.push(&["main"]).await);
+    assert!(text.contains("the repository would grow beyond 1 bytes"), "{text}");
+    assert!(house.push(&[":side"]).await.status.success());
+    assert_eq!(house.pushes().len(), 2);
+}
+
+#[tokio::test]
 async fn objects_that_git_would_choke_on_are_refused() {
     let house = House::new().await;
     house.commit("a", b"1").await;

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
-use updraft_source::git::{
-    GitServer, GitServerOptions, Push, PushProgress, PushSink, PushVerdict, RefFailure, RefUpdate,
-};
+use updraft_source::git::{Push, PushProgress, PushSink, PushVerdict, RefFailure, RefUpdate};
 
 use crate::house::{BOUND, House, Reaction, git_in, run, stderr};
 
@@ -269,8 +267,8 @@ async fn a_push_that_was_taken_in_when_the_process_died_is_taken_up_by_the_next(
     let pushed = house.push(&["-o", "x=y", "main", "main:refs/heads/side"]).await;
     assert!(!pushed.status.success(), "{}", stderr(&pushed));
 
-    let options = GitServerOptions::new(house.folder.path().join("git"));
-    let server = GitServer::new(options).await.unwrap();
+    house.restart(|_| {}).await;
+    let server = &house.server;
     let shop = ("alice".parse().unwrap(), "shop".parse().unwrap());
     assert_eq!(server.repositories().unwrap(), [shop]);
     assert_eq!(server.recover(&*house.sink).await.unwrap(), 1);
