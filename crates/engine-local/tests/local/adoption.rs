@@ -1,1 +1,210 @@
-//! a
+//! Replicas outlive Updraft, and an instance can be taken off the machine whole.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use updraft_engine::{Engine, ReplicaId, Wake};
+use updraft_engine_local::{LocalEngine, OpenError, RuntimeChoice};
+use updraft_model::{FunctionId, FunctionSpec};
+
+use crate::harness::{Instance, answer, app, until};
+
+fn spec(name: &str) -> FunctionSpec {
+    FunctionSpec::new(FunctionId::in_default(name.parse().unwrap()), app())
+}
+
+async fn deploy(engine: &LocalEngine, spec: &FunctionSpec, replicas: u32) {
+    let revision = engine.apply(spec.clone(), Wake::Keep).await.unwrap();
+    engine.wait_ready(&spec.id, revision, Duration::from_secs(30)).await.unwrap();
+    engine.scale(&spec.id, replicas).await.unwrap();
+    until_ready(engine, &spec.id, replicas).await;
+}
+
+fn replicas(engine: &LocalEngine, id: &FunctionId) -> Vec<ReplicaId> {
+    let table = engine.endpoints().borrow().clone();
+    let ready = table.get(id).map(|entry| entry.ready.clone()).unwrap_or_default();
+    ready.iter().map(|endpoint| endpoint.replica.clone()).collect()
+}
+
+async fn until_ready(engine: &LocalEngine, id: &FunctionId, count: u32) {
+    until("the replicas are ready", || async { replicas(engine, id).len() == count as usize })
+        .await;
+}
+
+async fn close(engine: Arc<LocalEngine>) {
+    engine.shutdown().await;
+    drop(engine);
+}
+
+fn note_of(instance: &Instance, replica: &ReplicaId) -> serde_json::Value {
+    let path = instance.options.run.join("replicas").join(replica.as_str()).join("replica.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_answer_while_updraft_is_away_and_are_adopted_by_its_next_start() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let spec = spec("survivor");
+    deploy(&engine, &spec, 2).await;
+    let before = replicas(&engine, &spec.id);
+    let address = engine.endpoints().borrow()[&spec.id].ready[0].address;
+    // No orderly end: as after a kill.
+    drop(engine);
+    assert_eq!(answer(address, "/").await, "hello");
+
+    let engine = instance.open().await;
+    let begin = Instant::now();
+    until_ready(&engine, &spec.id, 2).await;
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert_eq!(replicas(&engine, &spec.id), before);
+    assert_eq!(engine.report().adopted, 2);
+    assert_eq!(answer(address, "/").await, "hello");
+
+    // An adopted replica is looked after like any other.
+    engine.scale(&spec.id, 1).await.unwrap();
+    until_ready(&engine, &spec.id, 1).await;
+    let pid = note_of(&instance, &replicas(&engine, &spec.id)[0])["process"][0].as_i64().unwrap();
+    kill(pid);
+    let left = replicas(&engine, &spec.id);
+    until("the killed replica is replaced", || async {
+        let now = replicas(&engine, &spec.id);
+        now.len() == 1 && now != left
+    })
+    .await;
+    close(engine).await;
+    instance.destroy().await;
+}
+
+fn kill(pid: i64) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_while_updraft_was_away_is_started_again_and_what_sleeps_sleeps_on() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let (awake, asleep) = (spec("awake"), spec("asleep"));
+    deploy(&engine, &awake, 1).await;
+    deploy(&engine, &asleep, 0).await;
+    let before = replicas(&engine, &awake.id);
+    close(engine).await;
+    kill(note_of(&instance, &before[0])["process"][0].as_i64().unwrap());
+    // A start that was cut off leaves a note without a process.
+    let cut_off = instance.options.run.join("replicas/cut-off");
+    fs::create_dir(&cut_off).unwrap();
+    let mut note = note_of(&instance, &before[0]);
+    note["process"] = serde_json::Value::Null;
+    fs::write(cut_off.join("replica.json"), note.to_string()).unwrap();
+
+    let engine = instance.open().await;
+    until_ready(&engine, &awake.id, 1).await;
+    assert_ne!(replicas(&engine, &awake.id), before);
+    assert!(!cut_off.exists());
+    let status = engine.get(&asleep.id).await.unwrap().unwrap();
+    assert_eq!((status.replicas, status.available_replicas), (0, 0));
+    close(engine).await;
+    instance.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_every_deployment_comes_back_to_its_count() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let (two, one) = (spec("two"), spec("one"));
+    deploy(&engine, &two, 2).await;
+    deploy(&engine, &one, 1).await;
+    let old = replicas(&engine, &one.id);
+    close(engine).await;
+    // Where the volatile folder outlives a boot, the notes are of another one.
+    let path = instance.options.run.join("replicas").join(old[0].as_str()).join("replica.json");
+    let mut note = note_of(&instance, &old[0]);
+    note["boot"] = "another".into();
+    fs::write(&path, note.to_string()).unwrap();
+    let engine = instance.open().await;
+    assert_eq!(engine.report().adopted, 2);
+    until_ready(&engine, &one.id, 1).await;
+    assert_ne!(replicas(&engine, &one.id), old);
+    close(engine).await;
+    // Where it does not, nothing is left at all.
+    LocalEngine::destroy(&instance.options).await.unwrap();
+    let engine = instance.open().await;
+    assert_eq!(engine.report().adopted, 0);
+    until_ready(&engine, &two.id, 2).await;
+    until_ready(&engine, &one.id, 1).await;
+    close(engine).await;
+    instance.destroy().await;
+}
+
+/// What of an instance can be seen on the machine.
+fn traces(instance: &Instance) -> Vec<String> {
+    let name = &instance.options.instance;
+    let mut found = Vec::new();
+    for (program, args) in [
+        ("ip", vec!["-o", "link"]),
+        ("nft", vec!["list", "tables"]),
+        ("findmnt", vec!["-rn", "-o", "TARGET"]),
+    ] {
+        let output = std::process::Command::new(program).args(args).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        found.extend(text.lines().filter(|line| line.contains(name)).map(str::to_owned));
+    }
+    let groups = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+    let groups = groups.map(|entry| entry.path().join(format!("updraft-{name}")));
+    let run = Path::new("/run").join(format!("updraft-{name}"));
+    let paths = groups.chain([run, format!("/sys/fs/cgroup/updraft-{name}").into()]);
+    found.extend(paths.filter(|path| path.exists()).map(|path| path.display().to_string()));
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn destroying_an_instance_leaves_nothing_of_it_and_nothing_of_others_is_touched() {
+    let one = Instance::new(RuntimeChoice::Detect).await;
+    let other = Instance::new(RuntimeChoice::Detect).await;
+    let (engine, other_engine) = (one.open().await, other.open().await);
+    let spec = spec("twin");
+    deploy(&engine, &spec, 2).await;
+    deploy(&other_engine, &spec, 1).await;
+    assert_ne!(engine.report().subnet, other_engine.report().subnet);
+    let address = other_engine.endpoints().borrow()[&spec.id].ready[0].address;
+
+    let again = LocalEngine::destroy(&one.options).await.unwrap_err();
+    assert!(matches!(again, OpenError::InUse(_)), "{again}");
+    // Without an orderly end, as after a kill.
+    drop(engine);
+    assert!(!traces(&one).is_empty());
+    LocalEngine::destroy(&one.options).await.unwrap();
+    assert_eq!(traces(&one), Vec::<String>::new());
+    LocalEngine::destroy(&one.options).await.unwrap();
+
+    assert_eq!(answer(address, "/").await, "hello");
+    close(other_engine).await;
+    one.destroy().await;
+    other.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_engines_cannot_share_one_state() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let error = instance.try_open().await.unwrap_err();
+    assert!(matches!(error, OpenError::InUse(_)), "{error}");
+    close(engine).await;
+    instance.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_whose_data_is_gone_is_cleared_away_by_name() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    deploy(&engine, &spec("orphan"), 1).await;
+    close(engine).await;
+    fs::remove_dir_all(&instance.options.state).unwrap();
+    let destroyed = LocalEngine::destroy_orphans(Path::new("/run")).await.unwrap();
+    assert!(destroyed.contains(&instance.options.instance));
+    assert_eq!(traces(&instance), Vec::<String>::new());
+    instance.destroy().await;
+}

@@ -3,17 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up ends")]
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use updraft_engine::Engine;
 use updraft_engine::conformance::Harness;
 use updraft_engine_local::{
-    ImageProcess, ImageSource, LocalEngine, LocalEngineOptions, PreparedImage, RuntimeChoice,
+    ImageProcess, ImageSource, LocalEngine, LocalEngineOptions, OpenError, PreparedImage,
+    RuntimeChoice,
 };
 use updraft_model::{Digest, ImageRef};
 
@@ -82,8 +86,12 @@ impl Instance {
     }
 
     pub(crate) async fn open(&self) -> Arc<LocalEngine> {
+        Arc::new(self.try_open().await.unwrap())
+    }
+
+    pub(crate) async fn try_open(&self) -> Result<LocalEngine, OpenError> {
         let image = FolderImage(self.data.join("image"));
-        Arc::new(LocalEngine::open(self.options.clone(), Arc::new(image)).await.unwrap())
+        LocalEngine::open(self.options.clone(), Arc::new(image)).await
     }
 
     /// Takes everything off the machine.
@@ -140,6 +148,42 @@ fn make_image(root: &Path) {
         fs::copy(library, &copy).unwrap();
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     }
+}
+
+/// Looks again until `check` is true.
+pub(crate) async fn until<Check, Outcome>(what: &str, check: Check)
+where
+    Check: Fn() -> Outcome,
+    Outcome: Future<Output = bool>,
+{
+    let begin = Instant::now();
+    while !check().await {
+        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Calls a replica: status and body.
+async fn call(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: function\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+pub(crate) async fn status(address: SocketAddr, path: &str) -> u16 {
+    call(address, path).await.0
+}
+
+/// The body of an answer with status 200.
+pub(crate) async fn answer(address: SocketAddr, path: &str) -> String {
+    let (status, body) = call(address, path).await;
+    assert_eq!(status, 200, "{path} answered {body}");
+    body
 }
 
 /// The conformance suite's view of an instance.

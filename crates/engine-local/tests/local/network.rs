@@ -1,1 +1,136 @@
-//! a
+//! What replicas can reach, and the limits only this engine sets.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use updraft_engine::{Engine, Wake};
+use updraft_engine_local::{LocalEngine, RuntimeChoice};
+use updraft_model::{FunctionId, FunctionSpec};
+
+use crate::harness::{Instance, answer, app, status};
+
+/// Deploys the app and tells its address.
+async fn deploy(engine: &LocalEngine, name: &str) -> SocketAddr {
+    let spec = FunctionSpec::new(FunctionId::in_default(name.parse().unwrap()), app());
+    let revision = engine.apply(spec.clone(), Wake::Keep).await.unwrap();
+    engine.wait_ready(&spec.id, revision, Duration::from_secs(30)).await.unwrap();
+    engine.endpoints().borrow()[&spec.id].ready[0].address
+}
+
+fn gateway(engine: &LocalEngine) -> Ipv4Addr {
+    let (base, _) = engine.report().subnet.split_once('/').unwrap();
+    Ipv4Addr::from(u32::from(base.parse::<Ipv4Addr>().unwrap()) + 1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_reaches_neither_the_host_nor_another_replica_nor_metadata() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let caller = deploy(&engine, "caller").await;
+    let neighbour = deploy(&engine, "neighbour").await;
+    let service = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = service.local_addr().unwrap().port();
+    let own = format!("/connect/127.0.0.1:{}", caller.port());
+    assert_eq!(answer(caller, &own).await, "connected");
+    for target in [
+        SocketAddr::from((gateway(&engine), port)),
+        SocketAddr::from((host_address(), port)),
+        neighbour,
+        SocketAddr::from(([169, 254, 169, 254], 80)),
+    ] {
+        let code = status(caller, &format!("/connect/{target}")).await;
+        assert_eq!(code, 500, "{target} can be reached");
+    }
+    engine.shutdown().await;
+    drop(engine);
+    instance.destroy().await;
+}
+
+/// The address that this machine sends from, or one it has anyway.
+fn host_address() -> Ipv4Addr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: the kernel only chooses a route.
+    let local = socket.connect("192.0.2.200:9").and_then(|()| socket.local_addr());
+    match local.map(|address| address.ip()) {
+        Ok(std::net::IpAddr::V4(address)) => address,
+        _ => Ipv4Addr::LOCALHOST,
+    }
+}
+
+/// A network outside of the machine: a namespace behind a pair of devices.
+struct Outside {
+    name: String,
+    address: Ipv4Addr,
+}
+
+impl Outside {
+    fn new(instance: &str) -> Self {
+        // Addresses for documentation; one block for each test that runs.
+        let number = u8::from_str_radix(&instance[..2], 16).unwrap() & 0xfc;
+        let (near, far) = ([203, 0, 113, number + 1], [203, 0, 113, number + 2]);
+        let outside = Self { name: format!("outside-{instance}"), address: far.into() };
+        let name = outside.name.as_str();
+        let (device, far) = (format!("upd{instance}"), Ipv4Addr::from(far).to_string() + "/30");
+        let near = Ipv4Addr::from(near).to_string() + "/30";
+        ip(&["netns", "add", name]);
+        let pair = ["link", "add", &device, "type", "veth", "peer", "name", "far", "netns", name];
+        ip(&pair);
+        ip(&["addr", "add", &near, "dev", &device]);
+        ip(&["link", "set", &device, "up"]);
+        ip(&["-n", name, "addr", "add", &far, "dev", "far"]);
+        ip(&["-n", name, "link", "set", "far", "up"]);
+        outside
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        ip(&["netns", "del", &self.name]);
+    }
+}
+
+fn ip(args: &[&str]) {
+    assert!(Command::new("ip").args(args).status().unwrap().success(), "ip {args:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_reaches_the_outside_under_the_hosts_address() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let caller = deploy(&engine, "caller").await;
+    let outside = Outside::new(&instance.options.instance);
+    // The outside has no route to replicas: only the host's own address gets an answer.
+    let server = "import socket; s = socket.create_server(('0.0.0.0', 9)); print('up', flush=True); c, a = s.accept(); print(a[0], flush=True)";
+    let mut listener = Command::new("ip")
+        .args(["netns", "exec", &outside.name, "python3", "-c", server])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = std::io::BufReader::new(listener.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    assert_eq!(answer(caller, &format!("/connect/{}:9", outside.address)).await, "connected");
+    line.clear();
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    let seen: Ipv4Addr = line.trim().parse().unwrap();
+    assert_eq!(u32::from(seen) + 1, u32::from(outside.address), "seen as {seen}");
+    listener.wait().unwrap();
+    drop(outside);
+    engine.shutdown().await;
+    drop(engine);
+    instance.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_cannot_start_more_processes_than_the_limit() {
+    let mut instance = Instance::new(RuntimeChoice::Detect).await;
+    instance.options.process_limit = 20;
+    let engine = instance.open().await;
+    let address = deploy(&engine, "forking").await;
+    let started: u32 = answer(address, "/threads/100").await.parse().unwrap();
+    assert!(started < 20, "{started} threads were started");
+    engine.shutdown().await;
+    drop(engine);
+    instance.destroy().await;
+}
