@@ -185,7 +185,7 @@ impl Edge {
         let mut serving = pin!(self.server.serve_connection_with_upgrades(stream, service));
         let mut look = pin!(sleep_until(Instant::now() + tick));
         let mut set = false;
-        let mut leaving = false;
+        let (mut told, mut leaving) = (false, false);
         let outcome = poll_fn(|context| {
             // Once is enough: a task is woken through the same waker all its life. The same
             // holds for the timer, until it is set again.
@@ -201,8 +201,11 @@ impl Edge {
                     return Poll::Ready(outcome);
                 }
                 match entry.phase() {
-                    Phase::Leaving if !leaving => {
+                    Phase::Leaving if !told => {
+                        told = true;
                         leaving = true;
+                        // Being told used the waker up, and there may be more to tell.
+                        activity.waker.register(context.waker());
                         serving.as_mut().graceful_shutdown();
                         continue;
                     }

@@ -138,18 +138,27 @@ impl fmt::Debug for Connection {
 struct Clock {
     timer: Pin<Box<Sleep>>,
     moved: Instant,
+    /// Whether something has moved that `moved` does not count yet; the clock is read when there
+    /// is nothing else to do.
+    moving: bool,
     limit: Duration,
 }
 
 impl Clock {
     fn new() -> Self {
         let far = Duration::from_hours(24);
-        Self { timer: Box::pin(tokio::time::sleep(far)), moved: Instant::now(), limit: far }
+        Self {
+            timer: Box::pin(tokio::time::sleep(far)),
+            moved: Instant::now(),
+            moving: false,
+            limit: far,
+        }
     }
 
     fn start(&mut self, limit: Duration) {
         self.limit = limit;
         self.moved = Instant::now();
+        self.moving = false;
         let due = (self.moved + limit).into();
         if self.timer.deadline() > due || self.timer.is_elapsed() {
             self.timer.as_mut().reset(due);
@@ -157,6 +166,9 @@ impl Clock {
     }
 
     fn poll_expired(&mut self, context: &mut Context<'_>, upload: Option<&Upload>) -> Poll<()> {
+        if std::mem::take(&mut self.moving) {
+            self.moved = Instant::now();
+        }
         while self.timer.as_mut().poll(context).is_ready() {
             if let Some(upload) = upload {
                 self.moved = self.moved.max(upload.moved_at());
@@ -199,7 +211,7 @@ impl Flow {
         account: Account,
         upload: Option<Arc<Upload>>,
     ) -> Self {
-        connection.clock.moved = Instant::now();
+        connection.clock.moving = true;
         // An answer before the end of the request: both must go on independently of whether the
         // caller reads, or a caller who sends everything first would wait for itself.
         let uploading = match &upload {
@@ -225,7 +237,9 @@ impl Flow {
     fn finish(&mut self, context: &mut Context<'_>) {
         let Some(mut link) = self.link.take() else { return };
         if link.connection.is_usable(context) {
-            link.connection.last_used = Instant::now();
+            let now = Instant::now();
+            link.account.close(now);
+            link.connection.last_used = now;
             link.replica.put(link.connection);
         }
     }
@@ -249,7 +263,7 @@ impl Flow {
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                link.connection.clock.moved = Instant::now();
+                link.connection.clock.moving = true;
                 if self.incoming.is_end_stream() {
                     self.finish(context);
                 }

@@ -321,6 +321,9 @@ mod tests {
     fn seconds_have_six_decimals() {
         assert_eq!(seconds(Duration::from_micros(4_917)), "0.004917");
         assert_eq!(seconds(Duration::from_millis(61_500)), "61.500000");
+        assert_eq!(seconds(Duration::ZERO), "0.000000");
+        assert_eq!(seconds(Duration::from_micros(999_999)), "0.999999");
+        assert_eq!(seconds(Duration::from_secs(1_234_567)), "1234567.000000");
     }
 
     proptest! {

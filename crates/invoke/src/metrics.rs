@@ -80,6 +80,8 @@ pub(crate) struct Account {
     state: Arc<FunctionState>,
     started: Instant,
     code: u16,
+    /// When the call ended, if that is before the account goes.
+    ended: Option<Instant>,
 }
 
 impl Account {
@@ -89,11 +91,16 @@ impl Account {
     pub(crate) fn open(state: &Arc<FunctionState>, started: Instant) -> Self {
         state.metrics.started.fetch_add(1, Ordering::Relaxed);
         state.metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { state: Arc::clone(state), started, code: Self::CALLER_LEFT }
+        Self { state: Arc::clone(state), started, code: Self::CALLER_LEFT, ended: None }
     }
 
     pub(crate) fn answered(&mut self, status: http::StatusCode) {
         self.code = status.as_u16();
+    }
+
+    /// Notes the end of the call, for those who know the time.
+    pub(crate) fn close(&mut self, now: Instant) {
+        self.ended = Some(now);
     }
 
     pub(crate) fn state(&self) -> &Arc<FunctionState> {
@@ -104,7 +111,8 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.state.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.state.metrics.record(self.code, self.started.elapsed());
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        self.state.metrics.record(self.code, ended.saturating_duration_since(self.started));
     }
 }
 
