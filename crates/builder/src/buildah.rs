@@ -44,8 +44,15 @@ const CERTIFICATE_VARIABLES: [&str; 7] = [
     "GIT_SSL_CAINFO",
 ];
 /// Environment of `buildah` that is for fetching images, which builds do not.
-const NOT_FOR_BUILDS: [&str; 4] =
-    ["HOME", "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG"];
+const NOT_FOR_BUILDS: [&str; 6] = [
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+    // A build writes its cache into a root of its own, in memory.
+    "XDG_DATA_HOME",
+    "_CONTAINERS_ROOTLESS_UID",
+];
 
 /// Builds with `buildah`. Cheap to clone; any number of builds may run at one time.
 #[derive(Debug, Clone)]
@@ -357,7 +364,8 @@ impl Builder for BuildahBuilder {
         let path = folder.0.join("Dockerfile");
         fs::write(&path, file.pinned(pin, &variables)).map_err(BuildError::io("write", &path))?;
         let names = images.iter().map(|(image, found)| (found.id.hex(), image.to_string()));
-        let mut lines = Output::new(output, names.collect());
+        let hidden = variables.first().map(|(name, value)| format!("ARG {name}={value} "));
+        let mut lines = Output::new(output, names.collect(), hidden);
         for warning in &file.warnings {
             lines.say(warning);
         }

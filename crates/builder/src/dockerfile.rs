@@ -24,8 +24,8 @@ pub(crate) struct Dockerfile {
     text: String,
     /// Images that have to be here, in the order of their places.
     pub(crate) images: Vec<Needed>,
-    /// Places where the build's own variables are declared: behind each `FROM`.
-    stages: Vec<usize>,
+    /// Places behind each `FROM`, and whether programs run in that stage.
+    stages: Vec<(usize, bool)>,
     /// Flags left out, because the build goes as well without them.
     dropped: Vec<Range<usize>>,
     /// Sources of bind mounts out of the context, with their lines.
@@ -89,7 +89,7 @@ impl Dockerfile {
     }
 
     /// The text for the build: each image replaced by what `pin` gives for it, and `variables`
-    /// declared in each stage.
+    /// declared in each stage that runs something.
     pub(crate) fn pinned(
         &self,
         pin: impl Fn(&ImageRef) -> String,
@@ -103,7 +103,8 @@ impl Dockerfile {
             line
         });
         let images = self.images.iter().map(|needed| (needed.place.clone(), pin(&needed.image)));
-        let stages = self.stages.iter().map(|&end| (end..end, declared.clone()));
+        let stages = self.stages.iter().filter(|(_, runs)| *runs);
+        let stages = stages.map(|(end, _)| (*end..*end, declared.clone()));
         let dropped = self.dropped.iter().map(|range| (range.clone(), String::new()));
         let mut changes: Vec<(Range<usize>, String)> =
             images.chain(stages).chain(dropped).collect();
@@ -142,6 +143,9 @@ impl Reader<'_> {
                 Ok(())
             }
             "RUN" => {
+                if let Some((_, runs)) = self.file.stages.last_mut() {
+                    *runs = true;
+                }
                 self.heredoc(instruction, rest)?;
                 for word in flags(self.text, rest) {
                     self.run_flag(instruction.line, word)?;
@@ -163,7 +167,7 @@ impl Reader<'_> {
             return Err(wrong(instruction.line, "`FROM` names no image"));
         };
         let name = self.expand(&self.text[image.clone()]);
-        self.file.stages.push(instruction.range.end);
+        self.file.stages.push((instruction.range.end, false));
         if name != "scratch" && !self.is_stage(&name) {
             self.needed(instruction.line, image.clone(), &name)?;
         }

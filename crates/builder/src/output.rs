@@ -16,6 +16,9 @@ pub(crate) struct Output<'a> {
     sink: &'a LineSink,
     /// Texts replaced in each line: image ids by the names the author wrote.
     names: Vec<(String, String)>,
+    /// The beginning of an instruction of ours, which nobody wrote and nobody needs to see.
+    hidden: Option<String>,
+    hiding: bool,
     line: Vec<u8>,
     returned: bool,
     passed: usize,
@@ -24,10 +27,16 @@ pub(crate) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    pub(crate) const fn new(sink: &'a LineSink, names: Vec<(String, String)>) -> Self {
+    pub(crate) const fn new(
+        sink: &'a LineSink,
+        names: Vec<(String, String)>,
+        hidden: Option<String>,
+    ) -> Self {
         Self {
             sink,
             names,
+            hidden,
+            hiding: false,
             line: Vec::new(),
             returned: false,
             passed: 0,
@@ -88,7 +97,18 @@ impl<'a> Output<'a> {
             }
         }
         if let Some(step) = step(&line) {
+            let ours = self.hidden.as_ref().is_some_and(|hidden| step.starts_with(hidden));
+            self.hiding = ours;
+            if ours {
+                return;
+            }
             self.step = Some(step.to_owned());
+        } else if self.hiding {
+            self.hiding = false;
+            // What it became: ` --> Using cache …` or ` --> 0123456789a`.
+            if line.starts_with("-->") {
+                return;
+            }
         }
         self.pass(line);
     }
@@ -172,7 +192,8 @@ mod tests {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let keep = seen.clone();
         let sink: LineSink = Arc::new(move |line: &str| keep.lock().unwrap().push(line.to_owned()));
-        let mut output = Output::new(&sink, vec![("abc123".into(), "python".into())]);
+        let mut output =
+            Output::new(&sink, vec![("abc123".into(), "python".into())], Some("ARG X=1".into()));
         for part in parts {
             output.bytes(part.as_bytes());
         }
@@ -185,6 +206,12 @@ mod tests {
         assert_eq!(lines(&["a\u{1b}[3", "1mb\u{1b}[0m\nc"]), ["ab", "c"]);
         assert_eq!(lines(&["\u{1b}]0;title\u{7}x\u{1b}]8;;u\u{1b}\\y\u{0}\n"]), ["xy"]);
         assert_eq!(lines(&["FROM abc123\n"]), ["FROM python"]);
+    }
+
+    #[test]
+    fn an_instruction_of_ours_is_not_shown() {
+        let text = "STEP 1/3: FROM a\nSTEP 2/3: ARG X=1 Y=2\n--> Using cache 12\nSTEP 3/3: ARG Y\n--> 34\n";
+        assert_eq!(lines(&[text]), ["STEP 1/3: FROM a", "STEP 3/3: ARG Y", "--> 34"]);
     }
 
     #[test]

@@ -48,6 +48,14 @@ impl Driver {
         matches!(self, Self::FuseOverlay).then(|| format!("overlay.mount_program={FUSE_OVERLAY}"))
     }
 
+    /// Begins a store with this driver.
+    #[cfg(feature = "testing")]
+    #[expect(clippy::unwrap_used, reason = "only tests call this")]
+    pub(crate) fn keep(self, root: &Path) {
+        fs::create_dir_all(root).unwrap();
+        fs::write(root.join(CHOICE), self.name()).unwrap();
+    }
+
     /// The driver this store was begun with, or the best one that works here.
     pub(crate) fn choose(root: &Path) -> Result<Self, ImageError> {
         let choice = root.join(CHOICE);

@@ -40,7 +40,9 @@ const PASSED: [&str; 17] = [
     "ALL_PROXY",
     "NO_PROXY",
 ];
-const POLICIES: [&str; 2] = [".config/containers/policy.json", "/etc/containers/policy.json"];
+const POLICY: &str = "/etc/containers/policy.json";
+/// The same for one user, below his home folder.
+const USER_POLICY: &str = ".config/containers/policy.json";
 /// Used only on machines that have no policy of their own.
 const OPEN_POLICY: &str = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
 /// Time for a `buildah` command that neither builds nor copies much.
@@ -143,19 +145,28 @@ impl fmt::Debug for ImageStore {
 impl ImageStore {
     /// Opens the store, or begins one: checks that `buildah` works, picks the storage driver and
     /// removes what a killed process left half done.
-    pub async fn open(options: ImageStoreOptions) -> Result<Self, ImageError> {
+    pub async fn open(mut options: ImageStoreOptions) -> Result<Self, ImageError> {
+        // `buildah` is also run where neither the working folder nor symbolic links are the same.
+        for folder in [&mut options.root, &mut options.run_root] {
+            fs::create_dir_all(&*folder).map_err(ImageError::io("create", &*folder))?;
+            *folder = folder.canonicalize().map_err(ImageError::io("find", &*folder))?;
+        }
         let images = mount::folder(&options.run_root);
         let temporary = options.root.join("updraft-tmp");
-        for folder in [&options.root, &options.run_root, &images, &temporary] {
+        for folder in [&images, &temporary] {
             fs::create_dir_all(folder).map_err(ImageError::io("create", folder))?;
         }
         clear_temporary(&temporary);
+        let cache = options.root.join("updraft-cache").into_os_string();
         let driver = Driver::choose(&options.root)?;
         let policy = own_policy(&options.root)?;
         let environment = PASSED
             .into_iter()
             .filter_map(|name| env::var_os(name).map(|value| (name, value)))
             .chain([("TMPDIR", temporary.into_os_string()), ("LANG", "C.UTF-8".into())])
+            // The one file that is written outside of the store for root, a cache of what is known
+            // of layers, is written below this folder for everybody else.
+            .chain([("_CONTAINERS_ROOTLESS_UID", "65534".into()), ("XDG_DATA_HOME", cache)])
             .collect();
         let store = Self {
             inner: Arc::new(Inner {
@@ -199,8 +210,8 @@ impl ImageStore {
         self.inner.options.free_bytes_min
     }
 
-    /// The signature policy to name to `buildah` commands that read or write images; `None`
-    /// where the machine has its own.
+    /// The signature policy to name to `buildah` commands that see no home folder; `None` where
+    /// the machine has its own.
     pub fn signature_policy(&self) -> Option<&Path> {
         self.inner.policy.as_deref()
     }
@@ -223,7 +234,11 @@ impl ImageStore {
     pub(crate) fn policed(&self, subcommand: &str) -> Command {
         let mut command = self.command();
         command.arg(subcommand);
-        if let Some(policy) = &self.inner.policy {
+        let home = self.inner.environment.get("HOME").map(Path::new);
+        let users = home.is_some_and(|home| home.join(USER_POLICY).is_file());
+        if let Some(policy) = &self.inner.policy
+            && !users
+        {
             command.arg("--signature-policy").arg(policy);
         }
         command
@@ -374,12 +389,10 @@ fn clear_temporary(folder: &Path) {
     }
 }
 
-/// `buildah` refuses to copy images without a policy; machines without `skopeo` or `podman`
-/// may have none, and then get one in the store's own folder.
+/// `buildah` refuses to copy images without a policy; on a machine that has none for everybody,
+/// one lies in the store's own folder.
 fn own_policy(root: &Path) -> Result<Option<PathBuf>, ImageError> {
-    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    // An absolute path replaces what it is joined to.
-    if POLICIES.iter().any(|policy| home.join(policy).is_file()) {
+    if Path::new(POLICY).is_file() {
         return Ok(None);
     }
     let path = root.join("updraft-policy.json");

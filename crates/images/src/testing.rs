@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::base::BaseImage;
 use crate::store::{ImageStore, ImageStoreOptions};
-use crate::{Image, mount};
+use crate::{Driver, Image, mount};
 
 /// The test image: `/test-http`, a server on port 8080.
 pub const TEST_HTTP: &str = "localhost/updraft/test-http";
@@ -34,6 +34,15 @@ pub struct TestStore {
 impl TestStore {
     /// An empty store. Removes what earlier test runs that were killed left behind.
     pub async fn new() -> Self {
+        Self::begin(None).await
+    }
+
+    /// An empty store that stacks layers in this way, as on a machine that has no better one.
+    pub async fn with_driver(driver: Driver) -> Self {
+        Self::begin(Some(driver)).await
+    }
+
+    async fn begin(driver: Option<Driver>) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         sweep(&std::env::temp_dir());
         sweep(Path::new("/run"));
@@ -42,6 +51,9 @@ impl TestStore {
         let root = std::env::temp_dir().join(&name);
         let run_root = Path::new("/run").join(&name);
         let mut options = ImageStoreOptions::new(root.join("containers"), run_root.clone());
+        if let Some(driver) = driver {
+            driver.keep(&options.root);
+        }
         options.offline = true;
         let store = ImageStore::open(options).await.unwrap();
         Self { store, root, run_root }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use updraft_images::testing::{TEST_HTTP, TestStore};
-use updraft_images::{Image, ImageError, ImageStore, ImageStoreOptions, base};
+use updraft_images::{Driver, Image, ImageError, ImageStore, ImageStoreOptions, base};
 use updraft_model::ImageRef;
 
 fn image(text: &str) -> ImageRef {
@@ -61,6 +61,24 @@ async fn a_mounted_image_shows_its_layers_and_takes_no_writes() {
         }
         assert!(fs::write(tree.join("new"), "").is_err());
     }
+}
+
+#[tokio::test]
+async fn a_machine_without_overlays_keeps_and_mounts_images_too() {
+    let test = TestStore::with_driver(Driver::Copy).await;
+    let store = test.store();
+    assert_eq!(store.driver(), Driver::Copy);
+    let base = test.add_test_image().await;
+    let context = test.folder().join("context");
+    fs::create_dir(&context).unwrap();
+    fs::write(context.join("a"), "1").unwrap();
+    let text = format!("FROM {TEST_HTTP}\nCOPY a /a\n");
+    let layered = build(&store, &context, &text, "localhost/layered").await;
+    let tree = store.mount(&layered).await.unwrap();
+    assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "1");
+    assert!(tree.join("test-http").is_file());
+    assert!(fs::write(tree.join("new"), "").is_err());
+    assert_ne!(store.mount(&base).await.unwrap(), tree);
 }
 
 #[tokio::test]
@@ -175,6 +193,23 @@ async fn two_image_archive(store: &ImageStore, folder: &Path) -> std::path::Path
         Command::new("tar").arg("-cf").arg(&both).arg("-C").arg(&tree).arg(".").status().unwrap();
     assert!(status.success());
     both
+}
+
+#[tokio::test]
+async fn the_stores_of_the_machines_users_are_not_touched() {
+    let cache = Path::new("/var/lib/containers/cache");
+    let state = || {
+        fs::metadata(cache.join("blob-info-cache-v1.boltdb"))
+            .map(|file| file.modified().unwrap())
+            .ok()
+    };
+    let before = state();
+    let (test, _) = TestStore::with_test_image().await;
+    let archive = test.folder().join("a.tar");
+    test.store().save(&image(TEST_HTTP), &archive).await.unwrap();
+    test.store().load(&archive).await.unwrap();
+    assert!(test.store().root().join("updraft-cache/containers/cache").is_dir());
+    assert_eq!(state(), before);
 }
 
 #[tokio::test]

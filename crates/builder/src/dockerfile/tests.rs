@@ -49,7 +49,7 @@ fn pinning_changes_images_and_declares_variables_and_nothing_else() {
     assert_eq!(
         pinned,
         "FROM <a:1> AS x # c\nARG A=1 B=2\nRUN \\\n  # inside\n   \\\n  make\n\
-        FROM scratch\nARG A=1 B=2\nCOPY --from=<b:2> /f /f\nCMD [\"x\"]"
+        FROM scratch\nCOPY --from=<b:2> /f /f\nCMD [\"x\"]"
     );
     let plain = "FROM scratch\r\nCMD [\"x\"]\r\n";
     assert_eq!(parse(plain).pinned(ToString::to_string, &[]), plain);
