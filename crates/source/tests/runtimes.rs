@@ -2,6 +2,8 @@
 //!
 //! Each test starts one server on its own port with a handler of its own and ends it.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

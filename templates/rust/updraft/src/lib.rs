@@ -100,7 +100,7 @@ impl Response {
 
     /// The same with one more header. Line breaks in it are left out.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        let clean = |text: String| text.replace(|c: char| c == '\r' || c == '\n' || c == '\0', "");
+        let clean = |text: String| text.replace(['\r', '\n', '\0'], "");
         self.headers.push((clean(name.into()), clean(value.into())));
         self
     }
