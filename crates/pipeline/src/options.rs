@@ -72,6 +72,8 @@ pub struct PipelineOptions {
     pub ready_limit: Duration,
     /// Releases of a function that are kept, besides the live one.
     pub keep_releases: u32,
+    /// Pushes of a repository whose events are kept.
+    pub keep_stories: u32,
     /// Build logs of a function that are kept.
     pub keep_build_logs: u32,
     /// Longest build log that is kept, in bytes.
@@ -114,6 +116,7 @@ impl PipelineOptions {
             max_replicas: 20,
             ready_limit: Duration::from_mins(1),
             keep_releases: 10,
+            keep_stories: 100,
             keep_build_logs: 20,
             max_build_log_bytes: 8 << 20,
             url,

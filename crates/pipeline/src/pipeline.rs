@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::Stream;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,9 @@ use crate::locks::KeyedLocks;
 use crate::options::{PipelineOptions, PipelineParts};
 use crate::run;
 use crate::slots::FairSlots;
+
+/// How long a shutdown waits for somebody to read the end of a story.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 const BRANCH_PREFIX: &str = "refs/heads/";
 
@@ -126,7 +130,14 @@ impl Pipeline {
         for push in unfinished {
             tracing::info!(push = %push.id, state = %push.state, "going on with a push");
             let is_live = pipeline.goes_live(&push).await?;
-            resumed.push((pipeline.admit(&push, is_live), push));
+            let mut admitted = pipeline.admit(&push, is_live);
+            if is_live && let Some(newer) = pipeline.store.newer_push(push.id).await? {
+                admitted.stop.stop(StopReason::Superseded(newer));
+                // A newer one that is over is not in the lane, and has won all the same.
+                let newer = pipeline.store.push(newer).await?;
+                admitted.obsolete = newer.is_some_and(|newer| newer.state.is_final());
+            }
+            resumed.push((admitted, push));
         }
         for (admitted, push) in resumed {
             pipeline.spawn(admitted, push, true);
@@ -242,7 +253,7 @@ impl Pipeline {
         let key = (push.owner.clone(), push.repository.clone());
         let place: Option<Place> =
             is_live.then(|| self.lanes.enter(key, push.id, Arc::clone(&stop)));
-        run::Admitted { journal, stop, place }
+        run::Admitted { journal, stop, place, obsolete: false }
     }
 
     fn spawn(self: &Arc<Self>, admitted: run::Admitted, push: Push, resumed: bool) {
@@ -255,9 +266,24 @@ impl Pipeline {
         });
     }
 
-    /// Runs a task that [`Self::shutdown`] waits for.
+    /// Runs a task that [`Self::shutdown`] waits for, but not long: it may hang on a slow reader.
     pub(crate) fn spawn_task(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
+        let shutdown = self.shutdown.clone();
+        self.tasks.spawn(async move {
+            let too_long = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(LAST_WORDS).await;
+            };
+            tokio::select! {
+                () = task => {}
+                () = too_long => {}
+            }
+        });
+    }
+
+    /// Returns when [`Self::shutdown`] was called.
+    pub(crate) async fn shutting_down(&self) {
+        self.shutdown.cancelled().await;
     }
 
     /// The folder of a push's work.

@@ -32,6 +32,8 @@ pub(crate) struct Admitted {
     pub(crate) stop: Arc<Stop>,
     /// Its place in the lane; none when it does not go live.
     pub(crate) place: Option<Place>,
+    /// Whether a newer push is over already.
+    pub(crate) obsolete: bool,
 }
 
 /// The work on one push.
@@ -44,6 +46,7 @@ struct Run {
     /// Whether this process put the files into the work folder. What another one left there may
     /// be half of it.
     files_in_place: bool,
+    obsolete: bool,
     /// What was planned by this process.
     prepared: Option<plan::Prepared>,
     /// The branch that goes live, for labels and image names.
@@ -80,7 +83,7 @@ type Done = (Outcome, Vec<PushEventKind>);
 
 /// Works on a push until it is over, or until it has to stop.
 pub(crate) async fn run(pipeline: Arc<Pipeline>, admitted: Admitted, push: Push, resumed: bool) {
-    let Admitted { journal, stop, place } = admitted;
+    let Admitted { journal, stop, place, obsolete } = admitted;
     let writer = tokio::spawn(Arc::clone(&journal).write_as_told());
     let id = push.id;
     let folder = pipeline.work_folder(id);
@@ -93,6 +96,7 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, admitted: Admitted, push: Push,
         stop,
         detail: Detail::default(),
         files_in_place: false,
+        obsolete,
         prepared: None,
     };
     // A mistake of ours in the work on one push must not end the others.
@@ -167,7 +171,7 @@ impl Run {
             self.branch = named.unwrap_or_else(|| UPLOAD_BRANCH.to_owned());
         }
         let stopped = Arc::clone(&self.stop);
-        let may_stop = self.push.state != PushState::Deploying;
+        let may_stop = self.may_stop();
         let begin = async {
             let turn = place.turn().await;
             let slot = self.pipeline.push_slots.acquire(self.push.owner.clone()).await;
@@ -180,8 +184,7 @@ impl Run {
             begun = begin => begun,
         };
         while let Some(work) = work(self.push.state) {
-            // Once deployment has begun it is carried through: half of it would be worse.
-            if self.stop.reason().is_some() && work != Work::Deploy {
+            if self.stop.reason().is_some() && self.may_stop() {
                 return Err(self.stopped());
             }
             let done = match work {
@@ -197,6 +200,12 @@ impl Run {
         Ok(())
     }
 
+    /// Whether the push may stop where it is. Once deployment has begun it is carried through,
+    /// half of it would be worse; unless what it deploys is older than what is live.
+    fn may_stop(&self) -> bool {
+        self.push.state != PushState::Deploying || self.obsolete
+    }
+
     /// Notes that one more process goes on with this push.
     async fn resume(&mut self) -> Result<(), Halt> {
         self.detail.attempts += 1;
@@ -210,6 +219,15 @@ impl Run {
         let text = format!("Updraft was restarted, going on (the push is {state})");
         let notice = PushEventKind::Notice { text };
         self.record(state, vec![notice]).await
+    }
+
+    /// Returns when the process ends, for what must not be cut short by anything else.
+    async fn shut_down(&self) -> Halt {
+        self.stop.token().cancelled().await;
+        if self.stop.reason() != Some(StopReason::Shutdown) {
+            self.pipeline.shutting_down().await;
+        }
+        Halt::Stopped(StopReason::Shutdown)
     }
 
     fn stopped(&self) -> Halt {

@@ -167,7 +167,6 @@ pub(crate) fn runs(status: &FunctionStatus, release: &Release) -> bool {
     let number = release.number.to_string();
     status.spec.annotations.get(annotations::RELEASE) == Some(&number)
         && status.spec.image == release.image
-        && status.message.is_none()
 }
 
 /// Why what runs under a function's name is not this owner's and repository's to change.

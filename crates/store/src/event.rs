@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::Connection;
 use serde_json::Value;
+use updraft_model::{OwnerName, RepositoryName};
 
 use crate::error::StoreError;
 use crate::stored::moment;
@@ -59,6 +60,28 @@ impl Store {
         events: Vec<NewEvent>,
     ) -> Result<u64, StoreError> {
         self.database.write("append events to the push", move |c| append(c, push, &events)).await
+    }
+
+    /// Drops the events of a repository's pushes that are over, except the newest `keep` pushes'.
+    pub async fn prune_events(
+        &self,
+        owner: &OwnerName,
+        repository: &RepositoryName,
+        keep: u32,
+    ) -> Result<(), StoreError> {
+        let (owner, repository) = (owner.clone(), repository.clone());
+        self.database
+            .write("drop old events", move |c| {
+                c.prepare_cached(
+                    "DELETE FROM push_events WHERE push IN
+                         (SELECT p.id FROM pushes p JOIN repositories r ON r.id = p.repository
+                          WHERE r.owner = ?1 AND r.name = ?2 AND p.finished_at IS NOT NULL
+                          ORDER BY p.id DESC LIMIT -1 OFFSET ?3)",
+                )?
+                .execute((owner.as_str(), repository.as_str(), keep))?;
+                Ok(())
+            })
+            .await
     }
 
     /// The events of a push from number `from` on (1 is the first), at most 1000 of them.

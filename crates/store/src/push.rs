@@ -323,6 +323,24 @@ impl Store {
             .await
     }
 
+    /// The newest push that came after `push` and takes its place: to the same ref, or one of
+    /// both an upload, to the same repository.
+    pub async fn newer_push(&self, push: PushId) -> Result<Option<PushId>, StoreError> {
+        self.database
+            .read("look for a newer push", move |c| {
+                c.prepare_cached(
+                    "SELECT n.id FROM pushes p JOIN pushes n ON n.repository = p.repository
+                     WHERE p.id = ?1 AND n.id > p.id
+                     AND (n.reference = p.reference OR n.upload IS NOT NULL
+                          OR p.upload IS NOT NULL)
+                     AND n.state <> 'nothing-to-do' ORDER BY n.id DESC LIMIT 1",
+                )?
+                .query_row([push], |row| row.get(0))
+                .optional()
+            })
+            .await
+    }
+
     /// Pushes, newest first.
     pub async fn pushes(&self, filter: PushFilter) -> Result<Vec<Push>, StoreError> {
         self.database

@@ -1,5 +1,7 @@
 //! Releases: immutable, numbered for each function from 1; numbers are never given twice.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 use updraft_model::{Digest, FunctionName, FunctionSpec, ImageRef, OwnerName};
@@ -155,6 +157,22 @@ impl Store {
                     "{SELECT} WHERE f.owner = ?1 AND f.name = ?2 ORDER BY r.number DESC LIMIT ?3"
                 ))?
                 .query_map((owner.as_str(), function.as_str(), limit), release_of)?
+                .collect()
+            })
+            .await
+    }
+
+    /// Digests of all images that a release, or a push under way, may still need. What is built
+    /// and not among them can go.
+    pub async fn images_in_use(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        self.database
+            .read("list the images in use", |c| {
+                c.prepare_cached(
+                    "SELECT image_id FROM releases WHERE image_id IS NOT NULL
+                     UNION SELECT b.image_id FROM builds b JOIN pushes p ON p.id = b.push
+                     WHERE b.image_id IS NOT NULL AND p.finished_at IS NULL",
+                )?
+                .query_map([], |row| text(row, 0))?
                 .collect()
             })
             .await

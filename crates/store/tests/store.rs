@@ -407,3 +407,63 @@ async fn a_database_of_version_1_opens_with_all_that_is_in_it() {
     let made = store.create_releases(vec![new_release(next.id, "bb")]).await.unwrap();
     assert_eq!(made[0].number, 2);
 }
+
+#[tokio::test]
+async fn a_newer_push_is_one_that_takes_the_place() {
+    let (_folder, store) = store();
+    let record = |reference: &str, upload: Option<&str>| {
+        let mut push = new_push("aa");
+        push.reference = reference.to_owned();
+        push.upload = upload.map(Into::into);
+        let store = store.clone();
+        async move { store.record_push(push).await.unwrap().id }
+    };
+    let main = record("refs/heads/main", None).await;
+    record("refs/heads/other", None).await;
+    assert_eq!(store.newer_push(main).await.unwrap(), None);
+    let upload = record("refs/uploads/tree", Some("/x")).await;
+    assert_eq!(store.newer_push(main).await.unwrap(), Some(upload));
+    let newer = record("refs/heads/main", None).await;
+    assert_eq!(store.newer_push(upload).await.unwrap(), Some(newer));
+    assert_eq!(store.newer_push(newer).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn old_stories_go_and_their_pushes_stay() {
+    let (_folder, store) = store();
+    let mut pushes = Vec::new();
+    for _ in 0..3 {
+        let push = store.record_push(new_push("aa")).await.unwrap().id;
+        let (from, to) = (PushState::Received, PushState::Failed);
+        store.advance_push(push, from, to, None, vec![event("end")]).await.unwrap();
+        pushes.push(push);
+    }
+    let unfinished = store.record_push(new_push("aa")).await.unwrap().id;
+    store.append_events(unfinished, vec![event("begin")]).await.unwrap();
+    store.prune_events(&owner("alice"), &repository("shop"), 1).await.unwrap();
+    let mut left = Vec::new();
+    for push in pushes.iter().chain([&unfinished]) {
+        left.push(store.events(*push, 1).await.unwrap().len());
+    }
+    assert_eq!(left, [0, 0, 1, 1]);
+    assert!(store.push(pushes[0]).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn images_of_releases_and_of_pushes_under_way_are_in_use() {
+    let (_folder, store) = store();
+    let push = store.record_push(new_push("aa")).await.unwrap().id;
+    let (alice, cart) = (owner("alice"), function("cart"));
+    store.claim_functions(&alice, &repository("shop"), vec![cart.clone()]).await.unwrap();
+    store.create_releases(vec![new_release(push, "aa")]).await.unwrap();
+    let new = NewBuild { push, owner: alice, function: cart, key: key(1) };
+    let build = store.start_build(new).await.unwrap();
+    let image = "localhost/alice/shop-cart:1".parse().unwrap();
+    let succeeded = BuildResult::Succeeded { image, image_id: key(7) };
+    store.finish_build(build.id, succeeded).await.unwrap();
+    let in_use = store.images_in_use().await.unwrap();
+    assert_eq!(in_use.into_iter().collect::<Vec<_>>(), [key(7), key(9)]);
+    let (from, to) = (PushState::Received, PushState::Failed);
+    store.advance_push(push, from, to, None, vec![]).await.unwrap();
+    assert_eq!(store.images_in_use().await.unwrap().into_iter().collect::<Vec<_>>(), [key(9)]);
+}

@@ -8,7 +8,6 @@ use updraft_store::PinnedTo;
 use super::{Done, Halt, Run, chain, function_failed};
 use crate::detail::{Failure, Target};
 use crate::event::{FailedStep, PushEventKind};
-use crate::lanes::StopReason;
 use crate::point::PointError;
 use crate::step::Outcome;
 
@@ -72,6 +71,7 @@ impl Run {
             return Ok(self.failed(function, FailedStep::Deploy, &text, Vec::new()));
         };
         let repository = Some(&self.push.repository);
+        let ran_before = pipeline.engine.get(&record.spec.id).await.is_ok_and(|s| s.is_some());
         let pointing = pipeline.point(&record, repository, PinnedTo::Newest);
         let pointed = tokio::select! {
             result = pointing => result,
@@ -89,7 +89,7 @@ impl Run {
                 Ok(self.failed(function, FailedStep::Deploy, &text, Vec::new()))
             }
             Err(PointError::Engine(error)) => {
-                if live.is_none() {
+                if live.is_none() && !ran_before {
                     self.remove_first_failure(function, &record.spec.id).await;
                 }
                 let (text, log_tail) = explain(self.push.owner.as_str(), error);
@@ -105,17 +105,6 @@ impl Run {
             Err(error) => {
                 tracing::warn!(%function, %error, "a failed first deployment was not removed");
             }
-        }
-    }
-
-    async fn shut_down(&self) -> Halt {
-        loop {
-            self.stop.token().cancelled().await;
-            if self.stop.reason() == Some(StopReason::Shutdown) {
-                return Halt::Stopped(StopReason::Shutdown);
-            }
-            // Told to stop for another reason: the deployment is carried through.
-            std::future::pending::<()>().await;
         }
     }
 
@@ -152,9 +141,11 @@ impl Run {
         }
     }
 
-    /// Drops releases and build logs that are too old to be wanted.
+    /// Drops releases, build logs and stories that are too old to be wanted.
     async fn prune(&self) -> Result<(), Halt> {
         let (store, options) = (&self.pipeline.store, &self.pipeline.options);
+        let (owner, repository) = (&self.push.owner, &self.push.repository);
+        store.prune_events(owner, repository, options.keep_stories).await?;
         for target in &self.detail.targets {
             let (owner, function) = (&self.push.owner, &target.function);
             store.prune_releases(owner, function, options.keep_releases).await?;

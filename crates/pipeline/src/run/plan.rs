@@ -207,7 +207,11 @@ impl Run {
         let journal = Arc::clone(&self.journal);
         let output: LineSink =
             Arc::new(move |line| journal.tell(&PushEventKind::Notice { text: line.to_owned() }));
-        let key = match self.pipeline.builder.key(&request, &output).await {
+        let key = tokio::select! {
+            key = self.pipeline.builder.key(&request, &output) => key,
+            halt = self.shut_down() => return Err(halt.into()),
+        };
+        let key = match key {
             Ok(key) => key,
             Err(_) if self.stop.reason().is_some() => return Err(Refusal::Halt(self.stopped())),
             Err(error) => {

@@ -183,3 +183,39 @@ fn an_upload_goes_live_and_is_resumed_without_git() {
     assert!(!folder.exists());
     world.wait_for_no_leftovers();
 }
+
+#[test]
+fn a_push_that_was_left_behind_does_not_win_over_a_newer_one_that_is_over() {
+    for hang in [(|world| world.builder.on_build("hello", OnBuild::Hang)) as fn(&World), |world| {
+        world.engine.on_apply("alice-hello", OnApply::Hang);
+    }] {
+        let (mut world, first) = hanging(hang);
+        let commit = world.commit("alice", "shop", &[("hello/m", "3")]);
+        let new = updraft_store::NewPush {
+            owner: crate::world::owner("alice"),
+            repository: repository("shop"),
+            reference: "refs/heads/main".into(),
+            commit,
+            upload: None,
+        };
+        let second = world.run(world.store.record_push(new)).unwrap().id;
+        let (from, to) = (PushState::Received, PushState::Ready);
+        world.run(world.store.advance_push(second, from, to, None, vec![])).unwrap();
+        let states = async {
+            loop {
+                let state = world.store.push(first).await.unwrap().unwrap().state;
+                if matches!(state, PushState::Building | PushState::Deploying) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        world.run(states);
+        world.kill();
+        world.builder.succeed("hello");
+        world.engine.recover("alice-hello");
+        world.start();
+        assert_eq!(world.story(first).state(), PushState::Superseded);
+        assert_eq!(world.live("hello"), Some(1));
+    }
+}
