@@ -312,6 +312,7 @@ impl Search {
                         .wake_deadline
                         .get_or_insert_with(|| tokio::time::Instant::now() + limit);
                     self.function = shared.wait_ready(&self.function, deadline).await?;
+                    self.connect_deadline = None;
                 } else {
                     self.after_refusal(shared).await?;
                 }
