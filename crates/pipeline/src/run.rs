@@ -7,9 +7,11 @@ mod plan;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
+use updraft_builder::BuildError;
 use updraft_model::FunctionName;
 use updraft_store::{Advance, Push, PushState, StoreError};
 
@@ -24,6 +26,9 @@ use crate::step::{Outcome, Work, step, work};
 
 /// The branch that an upload counts as, in a repository that never saw a push by git.
 const UPLOAD_BRANCH: &str = "main";
+
+/// A wait that is longer is told.
+const SLOW: Duration = Duration::from_secs(2);
 
 /// A push that was let in.
 #[derive(Debug)]
@@ -177,6 +182,7 @@ impl Run {
             let slot = self.pipeline.push_slots.acquire(self.push.owner.clone()).await;
             (turn, slot)
         };
+        let begin = self.told_when_slow(begin, "waiting until earlier work is done");
         let _turn_and_slot = tokio::select! {
             // A push that has to stop does not begin, although it might be its turn.
             biased;
@@ -228,6 +234,19 @@ impl Run {
             self.pipeline.shutting_down().await;
         }
         Halt::Stopped(StopReason::Shutdown)
+    }
+
+    /// Waits, and tells so when it takes long: a silent terminal looks broken.
+    async fn told_when_slow<T>(&self, work: impl Future<Output = T>, text: &str) -> T {
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            () = tokio::time::sleep(SLOW) => {
+                self.journal.tell(&PushEventKind::Notice { text: text.to_owned() });
+                work.await
+            }
+        }
     }
 
     fn stopped(&self) -> Halt {
@@ -352,6 +371,18 @@ fn function_failed(
     let (reason, given) = split_hint(text);
     let hint = given.or_else(|| hint::hint(&reason, &log_tail));
     PushEventKind::FunctionFailed { function: function.clone(), step, reason, log_tail, hint }
+}
+
+/// A builder's error for people, with a hint when its cause is not the function.
+fn build_error(error: &BuildError) -> String {
+    let text = chain(error);
+    if error.is_authors() || text.contains("\nhint: ") {
+        text
+    } else {
+        format!(
+            "{text}\nhint: this is not the function's fault; push again later, or tell the operator"
+        )
+    }
 }
 
 /// Parts a text from the hint in its last line, when it has one.

@@ -10,7 +10,7 @@ use updraft_model::{Digest, FunctionName};
 use updraft_store::{BlobWriter, BuildResult, NewBuild, NewRelease};
 
 use super::plan::Action;
-use super::{Done, Halt, Run, chain, function_failed};
+use super::{Done, Halt, Run, build_error, function_failed};
 use crate::detail::{Failure, Target};
 use crate::event::{FailedStep, PushEventKind};
 use crate::render::LOG_TAIL;
@@ -98,10 +98,12 @@ impl Run {
         request: &BuildRequest,
         key: Digest,
     ) -> Result<Built, Halt> {
+        let slot = self.pipeline.build_slots.acquire(self.push.owner.clone());
+        let waiting = format!("{name} | waiting for a free place to build");
         let _slot = tokio::select! {
             biased;
             () = self.stop.token().cancelled() => return Err(self.stopped()),
-            slot = self.pipeline.build_slots.acquire(self.push.owner.clone()) => slot,
+            slot = self.told_when_slow(slot, &waiting) => slot,
         };
         let store = &self.pipeline.store;
         let (push, owner) = (self.push.id, self.push.owner.clone());
@@ -143,7 +145,7 @@ impl Run {
                 Err(self.stopped())
             }
             Err(error) => {
-                let text = chain(&error);
+                let text = build_error(&error);
                 let failed = BuildResult::Failed { reason: text.clone() };
                 store.finish_build(build_id, failed).await?;
                 let tail =

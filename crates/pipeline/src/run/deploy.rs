@@ -73,6 +73,8 @@ impl Run {
         let repository = Some(&self.push.repository);
         let ran_before = pipeline.engine.get(&record.spec.id).await.is_ok_and(|s| s.is_some());
         let pointing = pipeline.point(&record, repository, PinnedTo::Newest);
+        let waiting = format!("{function} v{release} is started, waiting until it is ready");
+        let pointing = self.told_when_slow(pointing, &waiting);
         let pointed = tokio::select! {
             result = pointing => result,
             // Only the end of the process cuts a deployment short; the next one repeats it.

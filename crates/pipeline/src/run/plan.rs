@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt as _, stream};
 use updraft_builder::{BuildRequest, BuiltImage, LineSink};
@@ -10,13 +11,16 @@ use updraft_model::{Digest, FunctionName, FunctionSpec, ImageRef, OwnerName, Rep
 use updraft_source::context::{self, Context, ContextRequest};
 use updraft_source::stack::{Stack, StackFunction};
 
-use super::{Done, Halt, Run, chain, function_failed};
+use super::{Done, Halt, Run, build_error, chain, function_failed};
 use crate::event::{FailedStep, PlannedAction, PlannedFunction, PushEventKind};
 use crate::spec;
 use crate::step::Outcome;
 
 /// Contexts made at once; it is disk work.
 const CONTEXTS_AT_ONCE: usize = 4;
+
+/// Lines about base images that are told for one function.
+const NOTICES_MAX: usize = 500;
 
 /// What was planned by this process.
 #[derive(Debug)]
@@ -204,9 +208,7 @@ impl Run {
             limits: self.pipeline.options.build_limits,
             cancel: self.stop.token().clone(),
         };
-        let journal = Arc::clone(&self.journal);
-        let output: LineSink =
-            Arc::new(move |line| journal.tell(&PushEventKind::Notice { text: line.to_owned() }));
+        let output = self.notices();
         let key = tokio::select! {
             key = self.pipeline.builder.key(&request, &output) => key,
             halt = self.shut_down() => return Err(halt.into()),
@@ -216,7 +218,7 @@ impl Run {
             Err(_) if self.stop.reason().is_some() => return Err(Refusal::Halt(self.stopped())),
             Err(error) => {
                 let log_tail = error.log_tail().to_vec();
-                let (step, text) = (FailedStep::Build, chain(&error));
+                let (step, text) = (FailedStep::Build, build_error(&error));
                 return Err(Refusal::Function { step, text, log_tail });
             }
         };
@@ -244,6 +246,16 @@ impl Run {
         spec.check().map_err(|error| Refusal::plan(&error))?;
         warnings.extend(changed);
         Ok(spec)
+    }
+
+    /// Where the lines go that tell how base images are made.
+    fn notices(&self) -> LineSink {
+        let (journal, told) = (Arc::clone(&self.journal), AtomicUsize::new(0));
+        Arc::new(move |line| {
+            if told.fetch_add(1, Ordering::Relaxed) < NOTICES_MAX {
+                journal.tell(&PushEventKind::Notice { text: line.to_owned() });
+            }
+        })
     }
 
     /// The image that a stack names to be deployed as it is.

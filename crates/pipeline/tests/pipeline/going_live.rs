@@ -1,5 +1,6 @@
 //! Pushes that succeed, partly or not at all.
 
+use futures_util::StreamExt as _;
 use updraft_model::FunctionId;
 use updraft_pipeline::{PlannedAction, PushEventKind, PushState};
 use updraft_store::BuildState;
@@ -331,4 +332,25 @@ fn the_plan_is_told_to_programs_as_well() {
     });
     let plan = plan.unwrap();
     assert_eq!((plan[0].name.as_str(), &plan[0].action), ("hello", &PlannedAction::Build));
+}
+
+#[test]
+fn a_story_can_be_followed_from_any_event_while_and_after_it_happens() {
+    let world = World::new();
+    world.builder.on_build("hello", OnBuild::Hang);
+    let stack = stack(&["hello"]);
+    let push = world.submit(&[("stack.yml", &stack), ("hello/Dockerfile", DOCKERFILE)]);
+    world.run(world.builder.hanging(1));
+    let during = world.pipeline().follow(push, 3);
+    let (during, _) = world.run(async {
+        let cancelled = async { world.pipeline().cancel(&owner("alice"), push) };
+        futures_util::future::join(during.collect::<Vec<_>>(), cancelled).await
+    });
+    assert_eq!(during[0].seq, 3);
+    let all = world.story(push).events;
+    assert_eq!(during, all[2..]);
+    let after = world.run(world.pipeline().follow(push, 3).collect::<Vec<_>>());
+    assert_eq!(after, during);
+    let nothing = world.pipeline().follow(updraft_pipeline::PushId::new(99), 1);
+    assert!(world.run(nothing.collect::<Vec<_>>()).is_empty());
 }
