@@ -204,16 +204,16 @@ async fn a_failing_step_is_named_with_its_exit_code_and_last_lines() {
 #[tokio::test]
 async fn a_cancelled_build_ends_with_all_its_processes() {
     let bench = Bench::new().await;
-    let request = bench.request("cancelled", &run("sleep 987654"));
+    let request = bench.request("cancelled", &run(&format!("sleep {}", word(1))));
     let cancel = request.cancel.clone();
     let watched = async {
-        let running = || processes("987654") > 0;
+        let running = || processes(&word(1)) > 0;
         until("the step runs", running).await;
         cancel.cancel();
     };
     let (built, ()) = tokio::join!(bench.build(&request), watched);
     assert!(matches!(built, Err(BuildError::Cancelled)), "{built:?}");
-    assert_eq!(processes("987654"), 0);
+    assert_eq!(processes(&word(1)), 0);
     // The store is not locked and not damaged, and what the build left goes with the next one.
     bench.run("say still").await;
     let containers = bench.test.store().root().join("overlay-containers/containers.json");
@@ -223,17 +223,45 @@ async fn a_cancelled_build_ends_with_all_its_processes() {
 #[tokio::test]
 async fn a_dropped_build_ends_with_all_its_processes() {
     let bench = Bench::new().await;
-    let request = bench.request("dropped", &run("sleep 987321"));
+    let request = bench.request("dropped", &run(&format!("sleep {}", word(2))));
     {
         let build = bench.build(&request);
-        let running = until("the step runs", || processes("987321") > 0);
+        let running = until("the step runs", || processes(&word(2)) > 0);
         tokio::pin!(build);
         tokio::select! {
             built = &mut build => panic!("{built:?}"),
             () = running => {}
         }
     }
-    until("all processes are gone", || processes("987321") == 0).await;
+    until("all processes are gone", || processes(&word(2)) == 0).await;
+}
+
+/// Set in the process that plays the platform.
+const PLAYED: &str = "UPDRAFT_TEST_PLAYS_THE_PLATFORM";
+
+#[tokio::test]
+async fn a_killed_platform_takes_its_builds_with_it() {
+    const NAME: &str = "a_killed_platform_takes_its_builds_with_it";
+    if let Ok(word) = std::env::var(PLAYED) {
+        let bench = Bench::new().await;
+        let built = bench.build(&bench.request("killed", &run(&format!("sleep {word}")))).await;
+        panic!("nobody killed it: {built:?}");
+    }
+    let mut platform = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME])
+        .env(PLAYED, word(4))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the step runs", || processes(&word(4)) > 0).await;
+    platform.kill().unwrap();
+    platform.wait().unwrap();
+    until("all processes are gone", || processes(&word(4)) == 0).await;
+    // The next test to come clears away what its tests left.
+    let _next = TestStore::new().await;
+    let left = format!("updraft-test-images-{}-0", platform.id());
+    assert!(!std::env::temp_dir().join(left).is_dir());
 }
 
 #[tokio::test]
@@ -251,9 +279,9 @@ async fn a_build_that_takes_too_long_is_ended_with_what_it_left_running() {
 async fn what_a_step_leaves_running_does_not_outlive_the_build() {
     let bench = Bench::new().await;
     let start = Instant::now();
-    bench.run("linger 876543").await;
+    bench.run(&format!("linger {}", word(3))).await;
     assert!(start.elapsed() < Duration::from_mins(1));
-    assert_eq!(processes("876543"), 0);
+    assert_eq!(processes(&word(3)), 0);
 }
 
 #[tokio::test]
@@ -408,6 +436,11 @@ async fn a_full_disk_is_told_before_a_build_starts() {
     let bench = Bench { test, builder, lines: Arc::default() };
     let error = bench.build(&bench.request("full", &run("say x"))).await.unwrap_err();
     assert!(error.to_string().contains("free"), "{error}");
+}
+
+/// A number of milliseconds, long enough, that no other process of the machine has as argument.
+fn word(number: u32) -> String {
+    format!("9{number}{:08}", std::process::id())
 }
 
 /// Processes of the machine whose command line has this word.
