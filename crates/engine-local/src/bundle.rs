@@ -5,6 +5,7 @@
 //! it.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -223,8 +224,25 @@ fn open_files() -> u64 {
     getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)
 }
 
+/// The filter, for the machine's own instructions only: each further architecture would cost
+/// every start some milliseconds. A program of another one (32-bit ones included) is ended at
+/// its first system call.
 fn seccomp() -> Value {
-    serde_json::from_str(SECCOMP).unwrap_or_else(|error| unreachable!("a test reads it: {error}"))
+    let mut filter: Value = serde_json::from_str(SECCOMP)
+        .unwrap_or_else(|error| unreachable!("a test reads it: {error}"));
+    let native = match std::env::consts::ARCH {
+        "aarch64" => "SCMP_ARCH_AARCH64",
+        "riscv64" => "SCMP_ARCH_RISCV64",
+        _ => "SCMP_ARCH_X86_64",
+    };
+    filter["architectures"] = json!([native]);
+    filter
+}
+
+/// Writes a file that a container shows: readable for its user, whatever our umask.
+pub(crate) fn write_shown(path: &Path, text: &str) -> std::io::Result<()> {
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
 }
 
 /// Writes `config.json` into a bundle's folder.

@@ -5,68 +5,40 @@
 //! revision is published before an old replica is told to go, and a replica is out of the table
 //! before it is drained.
 
+mod desire;
 mod plan;
+mod trouble;
+mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-use updraft_engine::{
-    Availability, Endpoint, EngineError, FunctionEndpoints, FunctionStatus, ReplicaId, Revision,
-    Wake,
-};
-use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName, labels};
+use updraft_engine::{Endpoint, EngineError, FunctionEndpoints, ReplicaId, Revision};
+use updraft_model::{FunctionId, FunctionSpec};
 
-use crate::backoff;
 use crate::exit::Process;
 use crate::logs;
 use crate::record::{Durability, FunctionRecord, GivenUp, ReplicaRecord, RevisionRecord};
 use crate::replica::{self, Failure, Replica, Report, Reports};
 use crate::shared::Shared;
+pub(crate) use desire::Wish;
 use plan::{Group, Plan, Standing};
+use trouble::Trouble;
+pub(crate) use view::FunctionState;
+use view::with_platform_labels;
 
 /// A roll-out is given up after so many replicas that ended by themselves.
 const CANDIDATE_FAILURES: u32 = 3;
 
-/// After so long without another failure, with all replicas ready, the earlier ones are forgotten.
-const STEADY: Duration = Duration::from_mins(1);
-
 /// What a function is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Apply {
-        spec: Box<FunctionSpec>,
-        wake: Wake,
-        image: Option<Digest>,
-        secrets: BTreeMap<SecretName, Digest>,
-        reply: oneshot::Sender<Result<Revision, EngineError>>,
-    },
-    Scale {
-        replicas: u32,
-        reply: oneshot::Sender<Result<(), EngineError>>,
-    },
-    Remove {
-        reply: oneshot::Sender<Result<(), EngineError>>,
-    },
-}
-
-/// What everybody may know of a function.
-#[derive(Debug, Clone)]
-pub(crate) struct FunctionState {
-    pub(crate) status: Arc<FunctionStatus>,
-    pub(crate) newest: Revision,
-    pub(crate) serving: Revision,
-    /// Replicas of the serving revision that take requests.
-    pub(crate) ready: usize,
-    pub(crate) given_up: Option<Arc<GivenUp>>,
-    /// How often in a row the serving revision failed without having been ready, and how.
-    pub(crate) failures: u32,
-    pub(crate) last_failure: Option<Failure>,
-    /// It was never ready since it was applied.
-    pub(crate) unproven: bool,
+    Apply { wish: Box<Wish>, reply: oneshot::Sender<Result<Revision, EngineError>> },
+    Scale { replicas: u32, reply: oneshot::Sender<Result<(), EngineError>> },
+    Remove { reply: oneshot::Sender<Result<(), EngineError>> },
 }
 
 /// The engine's handle on a function.
@@ -107,7 +79,6 @@ pub(crate) fn spawn(
         members: BTreeMap::new(),
         serving_trouble: Trouble::default(),
         candidate_trouble: Trouble::default(),
-        proven: None,
         published: None,
         specs: BTreeMap::new(),
         state,
@@ -118,34 +89,6 @@ pub(crate) fn spawn(
     controller.reconcile();
     shared.tasks.spawn(controller.run(inbox, reported));
     FunctionHandle { commands, state: watched }
-}
-
-/// What went wrong with the replicas of one revision lately.
-#[derive(Debug, Default)]
-struct Trouble {
-    failures: u32,
-    last: Option<Failure>,
-    next_start: Option<Instant>,
-    /// When it may be forgotten.
-    steady: Option<Instant>,
-}
-
-impl Trouble {
-    fn add(&mut self, failure: Failure) {
-        let now = Instant::now();
-        self.failures += 1;
-        self.next_start = Some(now + backoff::delay(self.failures));
-        self.steady = Some(now + STEADY);
-        self.last = Some(failure);
-    }
-
-    fn may_be_forgotten(&self) -> bool {
-        self.steady.is_some_and(|at| at <= Instant::now())
-    }
-
-    fn is_over(&self) -> bool {
-        self.next_start.is_none_or(|at| at <= Instant::now())
-    }
 }
 
 /// A replica and what is known of it.
@@ -162,8 +105,6 @@ struct Controller {
     members: BTreeMap<ReplicaId, Member>,
     serving_trouble: Trouble,
     candidate_trouble: Trouble,
-    /// The newest revision that had a ready replica.
-    proven: Option<Revision>,
     published: Option<Arc<FunctionEndpoints>>,
     /// One shared copy of each revision's spec in use.
     specs: BTreeMap<Revision, Arc<FunctionSpec>>,
@@ -182,8 +123,8 @@ impl Controller {
             let wake_up = self.next_timer();
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::Apply { spec, wake, image, secrets, reply }) => {
-                        let answer = self.apply(*spec, wake, image, secrets);
+                    Some(Command::Apply { wish, reply }) => {
+                        let answer = self.apply(*wish);
                         self.reconcile();
                         // A caller that left does not need the answer.
                         drop(reply.send(answer));
@@ -275,86 +216,34 @@ impl Controller {
         saved.map_err(|error| EngineError::engine(format!("record function `{}`", self.id), error))
     }
 
-    fn apply(
-        &mut self,
-        spec: FunctionSpec,
-        wake: Wake,
-        image: Option<Digest>,
-        secrets: BTreeMap<SecretName, Digest>,
-    ) -> Result<Revision, EngineError> {
+    fn apply(&mut self, wish: Wish) -> Result<Revision, EngineError> {
         let before = self.desired.clone();
-        let applied = self.applied(spec, wake, image, secrets);
+        let serves = self.serves();
+        let applied = desire::applied(before.as_ref(), wish, serves, Timestamp::now());
         let revision = applied.shown().revision;
-        if before.as_ref() == Some(&applied) {
-            return Ok(revision);
-        }
         let is_new = before.as_ref().is_none_or(|before| before.newest != applied.newest);
-        self.desired = Some(applied);
-        if let Err(error) = self.save(Durability::Synced) {
-            self.desired = before;
-            return Err(error);
+        if before.as_ref() != Some(&applied) {
+            self.desired = Some(applied);
+            if let Err(error) = self.save(Durability::Synced) {
+                self.desired = before;
+                return Err(error);
+            }
         }
         if is_new {
             self.candidate_trouble = Trouble::default();
-            let rolls = self.desired.as_ref().is_some_and(|desired| desired.candidate.is_some());
-            if !rolls {
-                self.serving_trouble = Trouble::default();
-            }
-        } else {
-            // The same again: a caller that asks twice wants the next attempt now.
+        }
+        // What does not serve is tried anew at once, also when the same is applied again.
+        if serves {
             self.serving_trouble.next_start = None;
+        } else {
+            self.serving_trouble = Trouble::default();
         }
         Ok(revision)
     }
 
-    /// What is desired once the spec is applied.
-    fn applied(
-        &self,
-        spec: FunctionSpec,
-        wake: Wake,
-        image: Option<Digest>,
-        secrets: BTreeMap<SecretName, Digest>,
-    ) -> FunctionRecord {
-        let minimum = spec.scale_min();
-        let Some(mut desired) = self.desired.clone() else {
-            let serving = RevisionRecord { revision: Revision(1), spec, image, secrets };
-            return FunctionRecord::new(serving, minimum, Timestamp::now());
-        };
-        let slept = desired.replicas == 0;
-        if !slept || wake == Wake::AtLeastMinimum {
-            desired.replicas = desired.replicas.max(minimum);
-        }
-        let shown = desired.shown();
-        let same_image = image.is_none() || shown.image.is_none() || shown.image == image;
-        let is_same = shown.spec == spec
-            && same_image
-            && shown.secrets == secrets
-            && desired.given_up.is_none();
-        if is_same {
-            return desired;
-        }
-        desired.newest = Revision(desired.newest.0 + 1);
-        desired.given_up = None;
-        let newest = RevisionRecord { revision: desired.newest, spec, image, secrets };
-        // With nothing awake there is nothing to keep serving; and what never was ready serves
-        // nobody, so it is no loss.
-        let nothing_serves = desired.replicas == 0 || (!slept && self.serves_nobody());
-        if nothing_serves {
-            desired.serving = newest;
-            desired.candidate = None;
-            desired.woken = false;
-        } else {
-            desired.woken = slept || (desired.woken && desired.candidate.is_some());
-            desired.candidate = Some(newest);
-        }
-        desired
-    }
-
-    /// No replica of the serving revision is ready, and none ever was.
-    fn serves_nobody(&self) -> bool {
-        let Some(desired) = &self.desired else { return true };
-        self.proven.is_none_or(|proven| proven < desired.serving.revision)
-            && self.ready(desired.serving.revision).next().is_none()
+    /// The serving revision answers, or did so once.
+    fn serves(&self) -> bool {
+        self.desired.as_ref().is_some_and(|desired| desired.serving.proven)
     }
 
     fn scale(&mut self, replicas: u32) -> Result<(), EngineError> {
@@ -388,21 +277,30 @@ impl Controller {
         })?;
         self.desired = None;
         (self.publish)(&self.id, None);
-        self.members.values().for_each(|member| member.replica.retire());
+        for member in self.members.values() {
+            // Closed here and now: who still holds an older table gets no lease either.
+            if let Some(endpoint) = &member.endpoint {
+                endpoint.load.close();
+            }
+            member.replica.retire();
+        }
         self.state.send_replace(None);
         Ok(())
     }
 
     fn take_report(&mut self, id: &ReplicaId, report: Report) {
         match report {
-            Report::Image(revision, image) => self.pin(revision, image),
+            Report::Image(revision, image) => {
+                self.note(revision, |record| record.image.replace(image) != Some(image));
+            }
             Report::Ready(endpoint) => {
                 if let Some(member) = self.members.get_mut(id) {
                     if member.standing == Standing::Starting {
                         member.standing = Standing::Ready;
                     }
                     member.endpoint = Some(endpoint);
-                    self.proven = self.proven.max(Some(member.replica.revision));
+                    let revision = member.replica.revision;
+                    self.note(revision, |record| !std::mem::replace(&mut record.proven, true));
                 }
             }
             Report::TooLate(failure) => {
@@ -458,14 +356,15 @@ impl Controller {
         self.save_behind();
     }
 
-    fn pin(&mut self, revision: Revision, image: Digest) {
+    /// Notes something about a revision; `change` says whether that was news.
+    fn note(&mut self, revision: Revision, change: impl Fn(&mut RevisionRecord) -> bool) {
         let Some(desired) = &mut self.desired else { return };
         let record = match &mut desired.candidate {
             Some(candidate) if candidate.revision == revision => candidate,
             _ if desired.serving.revision == revision => &mut desired.serving,
             _ => return,
         };
-        if record.image.replace(image) != Some(image) {
+        if change(record) {
             self.save_behind();
         }
     }
@@ -564,72 +463,6 @@ impl Controller {
         let standing = Standing::Starting;
         self.members.insert(id, Member { replica, standing, endpoint: None });
     }
-
-    /// Tells the data plane and whoever watches what is so now.
-    fn tell(&mut self) {
-        let Some(desired) = self.desired.clone() else { return };
-        let serving = desired.serving.revision;
-        let Some(spec) = self.spec_of(serving) else { return };
-        let ready: Vec<_> = self.ready(serving).cloned().collect();
-        let ready_count = ready.len();
-        let message = self.message(&desired);
-        let availability = if !ready.is_empty() {
-            Availability::Ready
-        } else if desired.replicas == 0 {
-            Availability::Asleep
-        } else {
-            match &self.serving_trouble.last {
-                Some(failure) => Availability::Failing(failure.reason.clone()),
-                None => Availability::Starting,
-            }
-        };
-        let endpoints = FunctionEndpoints { spec, ready, availability };
-        if self.published.as_deref().is_none_or(|published| !same(published, &endpoints)) {
-            let endpoints = Arc::new(endpoints);
-            self.published = Some(Arc::clone(&endpoints));
-            (self.publish)(&self.id, Some(endpoints));
-        }
-        let shown = desired.shown().revision;
-        let Some(spec) = self.spec_of(shown) else { return };
-        let status = FunctionStatus {
-            spec: spec.as_ref().clone(),
-            revision: shown,
-            replicas: desired.replicas,
-            available_replicas: u32::try_from(ready_count).unwrap_or(u32::MAX),
-            created_at: desired.created_at,
-            message,
-        };
-        let members = &self.members;
-        self.specs.retain(|revision, _| {
-            *revision == serving
-                || *revision == shown
-                || members.values().any(|member| member.replica.revision == *revision)
-        });
-        self.state.send_replace(Some(FunctionState {
-            status: Arc::new(status),
-            newest: desired.newest,
-            serving,
-            ready: ready_count,
-            given_up: desired.given_up.map(Arc::new),
-            failures: self.serving_trouble.failures,
-            last_failure: self.serving_trouble.last.clone(),
-            unproven: self.proven.is_none_or(|proven| proven < serving),
-        }));
-    }
-
-    fn message(&self, desired: &FunctionRecord) -> Option<String> {
-        if let Some(failure) = &self.serving_trouble.last {
-            let last = failure.log_tail.last().map(|line| format!("; its last line: {line}"));
-            let failures = self.serving_trouble.failures;
-            let times = if failures > 1 { format!(" ({failures} times)") } else { String::new() };
-            return Some(format!("{}{times}{}", failure.reason, last.unwrap_or_default()));
-        }
-        let given_up = desired.given_up.as_ref()?;
-        Some(format!(
-            "revision {} was given up and revision {} goes on: {}",
-            given_up.revision.0, desired.serving.revision.0, given_up.reason
-        ))
-    }
 }
 
 /// A name that no replica had before.
@@ -641,18 +474,4 @@ fn new_id(id: &FunctionId) -> ReplicaId {
         random.copy_from_slice(&now[3..]);
     }
     ReplicaId::new(format!("{}-{}", id.name, hex::encode(random)))
-}
-
-/// Whether two entries of the table say the same.
-fn same(one: &FunctionEndpoints, other: &FunctionEndpoints) -> bool {
-    Arc::ptr_eq(&one.spec, &other.spec)
-        && one.availability == other.availability
-        && one.ready.len() == other.ready.len()
-        && one.ready.iter().zip(&other.ready).all(|(a, b)| Arc::ptr_eq(a, b))
-}
-
-/// The spec as clients see it: with the label that only the engine sets.
-fn with_platform_labels(mut spec: FunctionSpec) -> FunctionSpec {
-    spec.labels.insert(labels::FUNCTION.to_owned(), spec.id.name.as_str().to_owned());
-    spec
 }

@@ -31,7 +31,7 @@ impl LocalEngine {
     pub async fn destroy(options: &LocalEngineOptions) -> Result<(), OpenError> {
         options.check()?;
         let _lock =
-            if options.state.is_dir() { Some(crate::engine::lock(&options.state)?) } else { None };
+            if options.state.is_dir() { Some(crate::stock::lock(&options.state)?) } else { None };
         let cgroups = Cgroups::detect();
         let group = options.cgroup();
         let vanished = async {

@@ -1,10 +1,9 @@
 //! The engine itself: the port's calls, handed to the tasks that carry them out.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,24 +16,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{
     Capabilities, EndpointTable, Engine, EngineError, EngineInfo, FunctionStatus, LogLine,
-    LogQuery, NamespaceInfo, ReplicaId, Revision, SecretValue, Wake,
+    LogQuery, NamespaceInfo, Revision, SecretValue, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
 use crate::bundle;
-use crate::controller::{self, Adopted, Command, FunctionHandle, FunctionState, Publish};
-use crate::exit::{self, Process};
+use crate::controller::{self, Adopted, Command, FunctionHandle, FunctionState, Publish, Wish};
+use crate::exit;
 use crate::image::ImageSource;
 use crate::launch;
 use crate::logs;
 use crate::namespaces::Namespaces;
 use crate::network::Network;
 use crate::options::{LocalEngineOptions, OpenError};
-use crate::record::{FunctionRecord, RecordStore, ReplicaRecord, folder_entries, write_atomically};
+use crate::record::RecordStore;
 use crate::replica::Failure;
 use crate::runtime::Runtime;
 use crate::secrets::SecretStore;
 use crate::shared::Shared;
+use crate::stock::{lock, note_state_folder, private_folder, resolver_file, take_stock};
 use crate::strays;
 
 /// Most containers that are started at the same time; more would only slow each other down.
@@ -46,9 +46,6 @@ const TELLING_FAILURES: u32 = 3;
 
 /// How long a stop waits for starts that are under way.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
-
-/// Where a host may have its real name servers when `/etc/resolv.conf` names a local one.
-const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
 /// The local engine. See the crate's description.
 #[derive(Debug)]
@@ -113,7 +110,7 @@ impl LocalEngine {
             degraded,
         };
         let resolver = options.run.join("resolv.conf");
-        write_atomically(&resolver, resolver_file().as_bytes(), false)
+        bundle::write_shown(&resolver, &resolver_file())
             .map_err(OpenError::file("write", &resolver))?;
         let namespaces = Namespaces::open(options.state.join("namespaces.json"))?;
         let shared = Arc::new(Shared {
@@ -229,74 +226,6 @@ impl LocalEngine {
     }
 }
 
-/// Makes a folder that only root may enter.
-fn private_folder(folder: &Path) -> Result<(), OpenError> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(folder).map_err(OpenError::file("create", folder))
-}
-
-pub(crate) fn lock(state: &Path) -> Result<File, OpenError> {
-    let path = state.join("lock");
-    let file = File::create(&path).map_err(OpenError::file("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse(state.to_owned())),
-        Err(fs::TryLockError::Error(error)) => Err(OpenError::file("lock", &path)(error)),
-    }
-}
-
-/// Notes in the volatile folder which state it belongs to, so that leftovers of an instance
-/// whose data is gone can be told and cleared away.
-fn note_state_folder(options: &LocalEngineOptions) -> Result<(), OpenError> {
-    let path = options.run.join("state");
-    write_atomically(&path, options.state.as_os_str().as_encoded_bytes(), false)
-        .map_err(OpenError::file("write", &path))
-}
-
-/// The name servers that replicas can use.
-fn resolver_file() -> String {
-    RESOLVERS
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .map(|text| bundle::resolver(&text))
-        .find(|text| text.contains("nameserver"))
-        .unwrap_or_default()
-}
-
-/// Sorts the replicas of earlier runs: those that run and are wanted, and the others.
-fn take_stock(
-    options: &LocalEngineOptions,
-    boot: &str,
-    stored: &[(FunctionId, FunctionRecord)],
-) -> Result<(Vec<Adopted>, Vec<ReplicaId>), OpenError> {
-    let mut adopted = Vec::new();
-    let mut left = Vec::new();
-    for folder in folder_entries(&options.replica_folder())? {
-        let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { continue };
-        let id = ReplicaId::new(id);
-        let goes_on = ReplicaRecord::load(&folder)
-            .filter(|record| record.boot == boot && is_wanted(record, stored))
-            .and_then(|record| {
-                let (pid, started) = record.process?;
-                Some((Process::adopt(pid, started)?, record))
-            });
-        match goes_on {
-            Some((process, record)) => adopted.push(Adopted { id, record, process }),
-            None => left.push(id),
-        }
-    }
-    Ok((adopted, left))
-}
-
-fn is_wanted(replica: &ReplicaRecord, stored: &[(FunctionId, FunctionRecord)]) -> bool {
-    let function = stored.iter().find(|(id, _)| *id == replica.function);
-    function.is_some_and(|(_, record)| {
-        record.serving.revision == replica.revision
-            || record.candidate.as_ref().is_some_and(|c| c.revision == replica.revision)
-    })
-}
-
 #[async_trait]
 impl Engine for LocalEngine {
     fn capabilities(&self) -> Capabilities {
@@ -326,13 +255,8 @@ impl Engine for LocalEngine {
         loop {
             let handle = self.handle_or_new(&id);
             let (reply, answer) = oneshot::channel();
-            let command = Command::Apply {
-                spec: Box::new(spec.clone()),
-                wake,
-                image,
-                secrets: secrets.clone(),
-                reply,
-            };
+            let wish = Wish { spec: spec.clone(), wake, image, secrets: secrets.clone() };
+            let command = Command::Apply { wish: Box::new(wish), reply };
             if handle.commands.send(command).await.is_ok()
                 && let Ok(answer) = answer.await
             {
@@ -434,11 +358,7 @@ impl Engine for LocalEngine {
         value: SecretValue,
     ) -> Result<(), EngineError> {
         self.namespaces.check(namespace)?;
-        if self.shared.secrets.contains(namespace, name) {
-            let (namespace, name) = (namespace.clone(), name.clone());
-            return Err(EngineError::SecretExists { namespace, name });
-        }
-        self.shared.secrets.keep(namespace, name, &value)
+        self.shared.secrets.create(namespace, name, &value)
     }
 
     async fn update_secret(

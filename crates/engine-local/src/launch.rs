@@ -79,7 +79,7 @@ async fn start(
 
     let hostname = spec.id.name.as_str();
     let hosts = folder.join("hosts");
-    fs::write(&hosts, bundle::hosts(hostname, slot.address))
+    bundle::write_shown(&hosts, &bundle::hosts(hostname, slot.address))
         .map_err(failed("write its hosts file"))?;
     let mut binds = vec![(hosts, "/etc/hosts"), (shared.resolver.clone(), "/etc/resolv.conf")];
     if !spec.secrets.is_empty() {

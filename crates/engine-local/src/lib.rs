@@ -36,6 +36,7 @@ mod replica;
 mod runtime;
 mod secrets;
 mod shared;
+mod stock;
 mod strays;
 mod user;
 

@@ -31,6 +31,9 @@ pub(crate) struct RevisionRecord {
     /// other secrets is a change.
     #[serde(default)]
     pub(crate) secrets: BTreeMap<SecretName, Digest>,
+    /// A replica of it was ready once.
+    #[serde(default)]
+    pub(crate) proven: bool,
 }
 
 /// What is desired of a function.
@@ -236,4 +239,79 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], sync: bool) -> io::Res
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As written by the first version; kept for ever.
+    const FUNCTION_V1: &str = r#"{
+        "version": 1,
+        "created_at": "2026-11-21T03:00:00Z",
+        "newest": 4,
+        "replicas": 2,
+        "serving": {
+            "revision": 3,
+            "spec": {
+                "id": { "namespace": "openfaas-fn", "name": "demo-hello" },
+                "image": "localhost/demo/hello:1",
+                "secrets": ["token"],
+                "read_only_root": true
+            },
+            "image": "sha256:0101010101010101010101010101010101010101010101010101010101010101",
+            "secrets": {
+                "token": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
+            },
+            "proven": true
+        },
+        "candidate": null,
+        "woken": false,
+        "given_up": { "revision": 4, "reason": "replica exited with code 1", "log_tail": ["x"] }
+    }"#;
+
+    const REPLICA_V1: &str = r#"{
+        "version": 1,
+        "boot": "b",
+        "function": { "namespace": "openfaas-fn", "name": "demo-hello" },
+        "revision": 3,
+        "address": "10.64.0.2",
+        "owner": [100, 101],
+        "process": [4711, 123456],
+        "ready": true
+    }"#;
+
+    #[test]
+    fn records_of_the_first_version_are_read() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = state.path().join("openfaas-fn");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("demo-hello.json"), FUNCTION_V1).unwrap();
+        // What a crash in the middle of a write leaves is no record.
+        fs::write(folder.join(".demo-hello.json.new"), "{").unwrap();
+        let store = RecordStore::new(state.path().to_owned());
+        let all = store.load().unwrap();
+        let [(id, record)] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!(id.to_string(), "demo-hello.openfaas-fn");
+        assert_eq!((record.newest, record.serving.revision), (Revision(4), Revision(3)));
+        store.save(id, record, Durability::Synced).unwrap();
+        assert_eq!(store.load().unwrap(), all);
+        store.remove(id).unwrap();
+        assert!(store.load().unwrap().is_empty());
+
+        fs::write(state.path().join("replica.json"), REPLICA_V1).unwrap();
+        let replica = ReplicaRecord::load(state.path()).unwrap();
+        assert_eq!(replica.process, Some((4711, 123_456)));
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_refused_by_name() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = state.path().join("openfaas-fn");
+        fs::create_dir(&folder).unwrap();
+        let later = FUNCTION_V1.replace("\"version\": 1", "\"version\": 2");
+        fs::write(folder.join("demo-hello.json"), later).unwrap();
+        let error = RecordStore::new(state.path().to_owned()).load().unwrap_err().to_string();
+        assert!(error.contains("demo-hello.json") && error.contains("version is 2"), "{error}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -82,6 +83,8 @@ impl Root {
         let merged = Self::merged(&self.stage);
         for folder in [&upper, &work, &merged] {
             fs::create_dir(folder)?;
+            // The layer's own folder becomes `/`, which everybody may enter whatever our umask.
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
         }
         let lower = overlay_path(&self.image)?;
         let data = format!(

@@ -10,6 +10,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MsFlags, mount};
 use sha2::{Digest as _, Sha256};
@@ -27,13 +28,18 @@ const MOUNT_OPTIONS: &str = "mode=0700,size=64m";
 pub(crate) struct SecretStore {
     kept: PathBuf,
     mounted: PathBuf,
+    /// Held while one is created, so that of two at once one is told that it exists.
+    creating: Mutex<()>,
 }
 
 impl SecretStore {
     /// Makes the folders, and the memory file system unless it is there.
     pub(crate) fn open(options: &LocalEngineOptions) -> Result<Self, OpenError> {
-        let store =
-            Self { kept: options.state.join("secrets"), mounted: options.mounted_secrets() };
+        let store = Self {
+            kept: options.state.join("secrets"),
+            mounted: options.mounted_secrets(),
+            creating: Mutex::default(),
+        };
         for folder in [&store.kept, &store.mounted] {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o700);
@@ -75,6 +81,21 @@ impl SecretStore {
 
     pub(crate) fn contains(&self, namespace: &Namespace, name: &SecretName) -> bool {
         self.file(namespace, name).is_file()
+    }
+
+    /// Keeps a new secret, durably.
+    pub(crate) fn create(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        value: &SecretValue,
+    ) -> Result<(), EngineError> {
+        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.contains(namespace, name) {
+            let (namespace, name) = (namespace.clone(), name.clone());
+            return Err(EngineError::SecretExists { namespace, name });
+        }
+        self.keep(namespace, name, value)
     }
 
     /// Keeps a value, new or not, durably.

@@ -6,3 +6,4 @@ mod adoption;
 mod conformance;
 mod harness;
 mod network;
+mod store;

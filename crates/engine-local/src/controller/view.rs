@@ -1,0 +1,108 @@
+//! What a function shows of itself: its entry in the endpoint table and its status.
+
+use std::sync::Arc;
+
+use updraft_engine::{Availability, FunctionEndpoints, FunctionStatus, Revision};
+use updraft_model::{FunctionSpec, labels};
+
+use super::Controller;
+use crate::record::{FunctionRecord, GivenUp};
+use crate::replica::Failure;
+
+/// What everybody may know of a function.
+#[derive(Debug, Clone)]
+pub(crate) struct FunctionState {
+    pub(crate) status: Arc<FunctionStatus>,
+    pub(crate) newest: Revision,
+    pub(crate) serving: Revision,
+    /// Replicas of the serving revision that take requests.
+    pub(crate) ready: usize,
+    pub(crate) given_up: Option<Arc<GivenUp>>,
+    /// How often in a row the serving revision failed without having been ready, and how.
+    pub(crate) failures: u32,
+    pub(crate) last_failure: Option<Failure>,
+    /// It was never ready since it was applied.
+    pub(crate) unproven: bool,
+}
+
+impl Controller {
+    /// Tells the data plane and whoever watches what is so now.
+    pub(super) fn tell(&mut self) {
+        let Some(desired) = self.desired.clone() else { return };
+        let serving = desired.serving.revision;
+        let Some(spec) = self.spec_of(serving) else { return };
+        let ready: Vec<_> = self.ready(serving).cloned().collect();
+        let ready_count = ready.len();
+        let message = self.message(&desired);
+        let availability = if !ready.is_empty() {
+            Availability::Ready
+        } else if desired.replicas == 0 {
+            Availability::Asleep
+        } else {
+            match &self.serving_trouble.last {
+                Some(failure) => Availability::Failing(failure.reason.clone()),
+                None => Availability::Starting,
+            }
+        };
+        let endpoints = FunctionEndpoints { spec, ready, availability };
+        if self.published.as_deref().is_none_or(|published| !same(published, &endpoints)) {
+            let endpoints = Arc::new(endpoints);
+            self.published = Some(Arc::clone(&endpoints));
+            (self.publish)(&self.id, Some(endpoints));
+        }
+        let shown = desired.shown().revision;
+        let Some(spec) = self.spec_of(shown) else { return };
+        let status = FunctionStatus {
+            spec: spec.as_ref().clone(),
+            revision: shown,
+            replicas: desired.replicas,
+            available_replicas: u32::try_from(ready_count).unwrap_or(u32::MAX),
+            created_at: desired.created_at,
+            message,
+        };
+        let members = &self.members;
+        self.specs.retain(|revision, _| {
+            *revision == serving
+                || *revision == shown
+                || members.values().any(|member| member.replica.revision == *revision)
+        });
+        self.state.send_replace(Some(FunctionState {
+            status: Arc::new(status),
+            newest: desired.newest,
+            serving,
+            ready: ready_count,
+            given_up: desired.given_up.map(Arc::new),
+            failures: self.serving_trouble.failures,
+            last_failure: self.serving_trouble.last.clone(),
+            unproven: !desired.serving.proven,
+        }));
+    }
+
+    fn message(&self, desired: &FunctionRecord) -> Option<String> {
+        if let Some(failure) = &self.serving_trouble.last {
+            let last = failure.log_tail.last().map(|line| format!("; its last line: {line}"));
+            let failures = self.serving_trouble.failures;
+            let times = if failures > 1 { format!(" ({failures} times)") } else { String::new() };
+            return Some(format!("{}{times}{}", failure.reason, last.unwrap_or_default()));
+        }
+        let given_up = desired.given_up.as_ref()?;
+        Some(format!(
+            "revision {} was given up and revision {} goes on: {}",
+            given_up.revision.0, desired.serving.revision.0, given_up.reason
+        ))
+    }
+}
+
+/// Whether two entries of the table say the same.
+fn same(one: &FunctionEndpoints, other: &FunctionEndpoints) -> bool {
+    Arc::ptr_eq(&one.spec, &other.spec)
+        && one.availability == other.availability
+        && one.ready.len() == other.ready.len()
+        && one.ready.iter().zip(&other.ready).all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
+/// The spec as clients see it: with the label that only the engine sets.
+pub(super) fn with_platform_labels(mut spec: FunctionSpec) -> FunctionSpec {
+    spec.labels.insert(labels::FUNCTION.to_owned(), spec.id.name.as_str().to_owned());
+    spec
+}
