@@ -29,6 +29,10 @@ use crate::slots::FairSlots;
 /// How long a shutdown waits for somebody to read the end of a story.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// Pauses before a push that could not be recorded is tried again: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 const BRANCH_PREFIX: &str = "refs/heads/";
 
 /// A push to take in. The caller has checked that its sender may push there.
@@ -129,15 +133,7 @@ impl Pipeline {
         let mut resumed = Vec::new();
         for push in unfinished {
             tracing::info!(push = %push.id, state = %push.state, "going on with a push");
-            let is_live = pipeline.goes_live(&push).await?;
-            let mut admitted = pipeline.admit(&push, is_live);
-            if is_live && let Some(newer) = pipeline.store.newer_push(push.id).await? {
-                admitted.stop.stop(StopReason::Superseded(newer));
-                // A newer one that is over is not in the lane, and has won all the same.
-                let newer = pipeline.store.push(newer).await?;
-                admitted.obsolete = newer.is_some_and(|newer| newer.state.is_final());
-            }
-            resumed.push((admitted, push));
+            resumed.push((pipeline.admit_again(&push).await?, push));
         }
         for (admitted, push) in resumed {
             pipeline.spawn(admitted, push, true);
@@ -256,14 +252,62 @@ impl Pipeline {
         run::Admitted { journal, stop, place, obsolete: false }
     }
 
+    /// The same for a push that was begun before.
+    async fn admit_again(self: &Arc<Self>, push: &Push) -> Result<run::Admitted, StoreError> {
+        let is_live = self.goes_live(push).await?;
+        let newer = if is_live { self.store.newer_push(push.id).await? } else { None };
+        let mut obsolete = false;
+        if let Some(newer) = newer {
+            // A newer one that is over is not in the lane, and has won all the same.
+            obsolete = self.store.push(newer).await?.is_some_and(|newer| newer.state.is_final());
+        }
+        let mut admitted = self.admit(push, is_live);
+        admitted.obsolete = obsolete;
+        if let Some(newer) = newer {
+            admitted.stop.stop(StopReason::Superseded(newer));
+        }
+        Ok(admitted)
+    }
+
     fn spawn(self: &Arc<Self>, admitted: run::Admitted, push: Push, resumed: bool) {
         let pipeline = Arc::clone(self);
-        let id = push.id;
         self.tasks.spawn(async move {
-            run::run(Arc::clone(&pipeline), admitted, push, resumed).await;
-            // Followers see the watch end with this.
-            pipeline.active().remove(&id);
+            let id = push.id;
+            let mut next = Some((admitted, push, resumed));
+            let mut pause = FIRST_PAUSE;
+            while let Some((admitted, push, resumed)) = next.take() {
+                let ended = run::run(Arc::clone(&pipeline), admitted, push, resumed).await;
+                // Followers see the watch end with this.
+                pipeline.active().remove(&id);
+                let Err(error) = ended else { return };
+                tracing::error!(push = %id, %error, "a push cannot be recorded, trying again");
+                next = pipeline.after_pause(id, &mut pause).await;
+            }
         });
+    }
+
+    /// Waits until a push that could not be recorded can be gone on with; nothing when it is over
+    /// or the process ends.
+    async fn after_pause(
+        self: &Arc<Self>,
+        push: PushId,
+        pause: &mut Duration,
+    ) -> Option<(run::Admitted, Push, bool)> {
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return None,
+                () = tokio::time::sleep(*pause) => {}
+            }
+            *pause = (*pause * 2).min(LONGEST_PAUSE);
+            match self.store.push(push).await {
+                Ok(Some(push)) if !push.state.is_final() => match self.admit_again(&push).await {
+                    Ok(admitted) => return Some((admitted, push, true)),
+                    Err(error) => tracing::error!(push = %push.id, %error, "still not"),
+                },
+                Ok(_) => return None,
+                Err(error) => tracing::error!(%push, %error, "still not"),
+            }
+        }
     }
 
     /// Runs a task that [`Self::shutdown`] waits for, but not long: it may hang on a slow reader.

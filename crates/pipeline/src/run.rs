@@ -87,11 +87,18 @@ impl Halt {
 type Done = (Outcome, Vec<PushEventKind>);
 
 /// Works on a push until it is over, or until it has to stop.
-pub(crate) async fn run(pipeline: Arc<Pipeline>, admitted: Admitted, push: Push, resumed: bool) {
+///
+/// # Errors
+/// The store failed: the push stays where it is and can be gone on with.
+pub(crate) async fn run(
+    pipeline: Arc<Pipeline>,
+    admitted: Admitted,
+    push: Push,
+    resumed: bool,
+) -> Result<(), StoreError> {
     let Admitted { journal, stop, place, obsolete } = admitted;
     let writer = tokio::spawn(Arc::clone(&journal).write_as_told());
-    let id = push.id;
-    let folder = pipeline.work_folder(id);
+    let folder = pipeline.work_folder(push.id);
     let upload = push.upload.clone();
     let mut run = Run {
         branch: branch_of(&push.reference).to_owned(),
@@ -115,9 +122,6 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, admitted: Admitted, push: Push,
         );
         run.end(failed).await
     };
-    if let Err(error) = ended {
-        tracing::error!(push = %id, %error, "a push cannot be recorded and waits for a restart");
-    }
     if run.push.state.is_final() {
         let _unneeded = tokio::task::spawn_blocking(move || {
             for folder in std::iter::once(folder).chain(upload) {
@@ -128,6 +132,7 @@ pub(crate) async fn run(pipeline: Arc<Pipeline>, admitted: Admitted, push: Push,
     }
     journal.close();
     let _ended = writer.await;
+    ended
 }
 
 fn remove(folder: &std::path::Path) {

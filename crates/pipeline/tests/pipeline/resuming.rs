@@ -219,3 +219,26 @@ fn a_push_that_was_left_behind_does_not_win_over_a_newer_one_that_is_over() {
         assert_eq!(world.live("hello"), Some(1));
     }
 }
+
+#[test]
+fn a_push_goes_on_by_itself_once_the_store_can_be_written_again() {
+    let world = World::new();
+    let database = rusqlite::Connection::open(world.folder.path().join("updraft.db")).unwrap();
+    // What a full disk does to a write, as far as the pipeline can see.
+    database
+        .execute_batch(
+            "CREATE TRIGGER full BEFORE UPDATE ON pushes BEGIN SELECT RAISE(ABORT, 'full'); END",
+        )
+        .unwrap();
+    let stack = stack(&["hello"]);
+    let push = world.submit(&[("stack.yml", &stack), ("hello/Dockerfile", DOCKERFILE)]);
+    assert!(world.story(push).verdict.is_none());
+    database.execute_batch("DROP TRIGGER full").unwrap();
+    let over = async {
+        while !world.store.push(push).await.unwrap().unwrap().state.is_final() {
+            tokio::task::yield_now().await;
+        }
+    };
+    world.run(over);
+    assert_eq!(world.story(push).state(), PushState::Ready);
+}
