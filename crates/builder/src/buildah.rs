@@ -169,7 +169,7 @@ impl BuildahBuilder {
         }
         command.env("HOME", folder).env("TMPDIR", folder);
         command.args(["build", "--layers", "--isolation", "chroot", "--network", "host"]);
-        command.args(["--format", "docker", "--pull-never", "--force-rm"]);
+        command.args(["--format", "docker", "--pull=never", "--force-rm"]);
         command.args(["--identity-label=false", "--retry", "0"]);
         for capability in CAPABILITIES_DROPPED {
             command.args(["--cap-drop", capability]);
