@@ -71,8 +71,12 @@ impl Cgroups {
     fn prepare(&self) -> io::Result<()> {
         for tree in self.trees() {
             for old in fs::read_dir(tree)?.flatten() {
-                let ours = old.file_name().to_string_lossy().starts_with(self.prefix());
-                if ours && let Err(cause) = fs::remove_dir(old.path()) {
+                let name = old.file_name();
+                let name = name.to_string_lossy();
+                let ours = name.starts_with(self.prefix());
+                if (ours || abandoned(&name))
+                    && let Err(cause) = fs::remove_dir(old.path())
+                {
                     // Something still runs in it; then it stays.
                     tracing::debug!(%cause, group = %old.path().display(), "group stays");
                 }
@@ -218,6 +222,13 @@ impl Drop for Group {
     }
 }
 
+/// Whether this is a group of some store's build whose process is no more.
+fn abandoned(name: &str) -> bool {
+    let mut parts = name.strip_prefix("updraft-build-").unwrap_or_default().split('-');
+    let owner = parts.nth(1).and_then(|pid| pid.parse::<u32>().ok());
+    owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).is_dir())
+}
+
 /// A process and all processes below it.
 fn family(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
@@ -255,6 +266,15 @@ mod tests {
         let Cgroups::Unified { tree, .. } = Cgroups::from_mounts(mounts, "b") else { panic!() };
         assert_eq!(tree, Path::new("/sys/fs/cgroup"));
         assert!(matches!(Cgroups::from_mounts("", "b"), Cgroups::Missing));
+    }
+
+    #[test]
+    fn only_groups_of_builds_whose_process_is_gone_are_abandoned() {
+        assert!(abandoned("updraft-build-0a1b2c3d-4294967295-0"));
+        assert!(!abandoned(&format!("updraft-build-0a1b2c3d-{}-0", std::process::id())));
+        for other in ["updraft-build-0a1b2c3d", "updraft-functions", "system.slice", ""] {
+            assert!(!abandoned(other), "{other}");
+        }
     }
 
     /// Every kernel has the one tree, with or without controllers in it.
