@@ -80,6 +80,8 @@ impl Cgroups {
 
     /// Every place where a group of that name can be.
     fn places(&self, group: &str) -> Vec<PathBuf> {
+        // An absolute path would replace the root it is joined to.
+        let group = group.trim_start_matches('/');
         match self.layout {
             Layout::V2 => vec![self.root.join(group)],
             Layout::V1 | Layout::Hybrid => {
@@ -99,7 +101,9 @@ impl Cgroups {
         for place in self.places(group) {
             walk(&place, &mut |folder| {
                 let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-                for pid in text.lines().filter_map(|line| line.parse().ok()) {
+                // A process that this one cannot name is listed as 0, which `kill` takes for us all.
+                let pids = text.lines().filter_map(|line| line.parse().ok());
+                for pid in pids.filter(|pid| *pid > 1) {
                     found = true;
                     // One that ended meanwhile is what is wanted.
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

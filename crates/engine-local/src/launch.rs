@@ -121,6 +121,22 @@ pub(crate) async fn clear(shared: &Shared, replica: &ReplicaId) {
     if let Err(error) = shared.runtime.delete(replica.as_str()).await {
         tracing::warn!(%replica, %error, "the runtime keeps traces of a replica");
     }
+    clear_ended(shared, replica);
+}
+
+/// Removes what a replica had on the host, its first process having ended and all others with
+/// it: then there is nothing that would take a call of the runtime.
+pub(crate) fn clear_ended(shared: &Shared, replica: &ReplicaId) {
+    shared.runtime.forget(replica.as_str());
+    // Whatever the runtime forgot, for instance because an earlier run used another one.
+    let cgroups = &shared.runtime.cgroups;
+    let group = cgroup_of(&shared.options, replica.as_str());
+    if cgroups.kill_all(&group) {
+        tracing::warn!(%replica, "processes of a replica were still there and were ended");
+    }
+    if let Err(error) = cgroups.remove(&group) {
+        tracing::debug!(%replica, %error, "a cgroup stays until the instance is destroyed");
+    }
     shared.secrets.take_back(replica.as_str());
     let folder = shared.options.replica_folder().join(replica.as_str());
     if let Err(error) = fs::remove_dir_all(&folder)

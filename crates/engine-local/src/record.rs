@@ -122,15 +122,18 @@ impl RecordStore {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let sync = durability == Durability::Synced;
-        write_atomically(&path, &serde_json::to_vec_pretty(record)?, sync)
+        let bytes = serde_json::to_vec_pretty(record)?;
+        match durability {
+            Durability::Synced => beside_others(|| write_atomically(&path, &bytes, true)),
+            Durability::Written => write_atomically(&path, &bytes, false),
+        }
     }
 
     pub(crate) fn remove(&self, id: &FunctionId) -> io::Result<()> {
         let path = self.path(id);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => path.parent().map_or(Ok(()), sync_folder),
+            _ => path.parent().map_or(Ok(()), |folder| beside_others(|| sync_folder(folder))),
         }
     }
 
@@ -235,6 +238,16 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], sync: bool) -> io::Res
     }
     fs::rename(&temporary, path)?;
     if sync { sync_folder(folder) } else { Ok(()) }
+}
+
+/// Does work that waits for the disk without holding up other tasks of this thread, where the
+/// async runtime has other threads.
+pub(crate) fn beside_others<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

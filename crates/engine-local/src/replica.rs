@@ -226,7 +226,7 @@ impl Task {
                     if !asked && failure.is_none() {
                         failure = Some(self.post_mortem(exit.unwrap_or(Exit::Unknown)).await);
                     }
-                    launch::clear(&self.shared, &self.id).await;
+                    launch::clear_ended(&self.shared, &self.id);
                     self.shared.network.give_back(record.address);
                     self.leave();
                     self.report(Report::Gone(failure.filter(|_| !asked)));

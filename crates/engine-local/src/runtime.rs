@@ -217,6 +217,16 @@ impl Runtime {
         }
     }
 
+    /// Removes the files that the runtime keeps of a container that has ended.
+    pub(crate) fn forget(&self, id: &str) {
+        let folder = self.folder.join(id);
+        if let Err(error) = fs::remove_dir_all(&folder)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, folder = %folder.display(), "files of a container stay behind");
+        }
+    }
+
     /// Calls the program in a mount namespace that `prepare` has furnished. Returns whether it
     /// ended well.
     async fn call(

@@ -18,7 +18,7 @@ use updraft_engine::{EngineError, SecretValue};
 use updraft_model::{Digest, Namespace, SecretName};
 
 use crate::options::{LocalEngineOptions, OpenError};
-use crate::record::write_atomically;
+use crate::record::{beside_others, write_atomically};
 
 /// Room for the copies of all replicas.
 const MOUNT_OPTIONS: &str = "mode=0700,size=64m";
@@ -113,7 +113,8 @@ impl SecretStore {
             write_atomically(&path, value.expose(), true)?;
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         };
-        write().map_err(|error| EngineError::engine(format!("keep secret `{name}`"), error))
+        beside_others(write)
+            .map_err(|error| EngineError::engine(format!("keep secret `{name}`"), error))
     }
 
     pub(crate) fn remove(

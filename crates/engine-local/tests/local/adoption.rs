@@ -208,3 +208,38 @@ async fn an_instance_whose_data_is_gone_is_cleared_away_by_name() {
     assert_eq!(traces(&instance), Vec::<String>::new());
     instance.destroy().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_replica_leaves_no_file_no_device_and_no_cgroup() {
+    for runtime in [RuntimeChoice::Crun, RuntimeChoice::Runc] {
+        let instance = Instance::new(runtime).await;
+        let engine = instance.open().await;
+        let spec = spec("passing");
+        deploy(&engine, &spec, 3).await;
+        engine.scale(&spec.id, 0).await.unwrap();
+        let kept = instance.options.run.join("replicas");
+        until("the folders are gone", || async { fs::read_dir(&kept).unwrap().count() == 0 }).await;
+        let name = format!("updraft-{}", instance.options.instance);
+        let groups = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+        let groups = groups
+            .map(|entry| entry.path().join(&name))
+            .chain([Path::new("/sys/fs/cgroup").join(&name)]);
+        for group in groups.filter(|group| group.is_dir()) {
+            let left = fs::read_dir(&group).unwrap().flatten();
+            let left: Vec<_> = left.filter(|entry| entry.path().is_dir()).collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+        let program = if runtime == RuntimeChoice::Crun { "crun" } else { "runc" };
+        let state = instance.options.run.join("runtime").join(program);
+        assert_eq!(fs::read_dir(state).unwrap().count(), 0);
+        // The bridge and the spare namespaces' devices are all that is left.
+        until("the devices of ended replicas are gone", || async {
+            let bridge = format!("updraft{}", instance.options.instance);
+            let ports = fs::read_dir(format!("/sys/class/net/{bridge}/brif"));
+            ports.unwrap().count() <= instance.options.spare_networks
+        })
+        .await;
+        close(engine).await;
+        instance.destroy().await;
+    }
+}
