@@ -361,6 +361,15 @@ impl Run {
         }
     }
 
+    /// After a failure: says what of the function goes on serving, when something does.
+    async fn tell_what_serves(&self, function: &FunctionName) -> Result<(), StoreError> {
+        if let Some(live) = self.pipeline.store.live(&self.push.owner, function).await? {
+            let text = format!("{function} | v{} goes on serving", live.release);
+            self.journal.tell(&PushEventKind::Notice { text });
+        }
+        Ok(())
+    }
+
     fn warn(&self, text: impl Into<String>) {
         self.journal.tell(&PushEventKind::Warning { text: text.into() });
     }

@@ -155,6 +155,7 @@ impl Run {
                     lines => lines.to_vec(),
                 };
                 self.journal.tell(&function_failed(name, FailedStep::Build, &text, log_tail));
+                self.tell_what_serves(name).await?;
                 Ok(Built::Failed)
             }
         }

@@ -95,7 +95,9 @@ impl Run {
                     self.remove_first_failure(function, &record.spec.id).await;
                 }
                 let (text, log_tail) = explain(self.push.owner.as_str(), error);
-                Ok(self.failed(function, FailedStep::Deploy, &text, log_tail))
+                let failed = self.failed(function, FailedStep::Deploy, &text, log_tail);
+                self.tell_what_serves(function).await?;
+                Ok(failed)
             }
         }
     }

@@ -149,6 +149,7 @@ fn a_broken_build_leaves_the_others_updated_and_its_old_release_serving() {
         "hello | last 30 lines of the build:",
         "hello |   ERROR: No matching distribution found for flaskk",
         "hello | hint: check the package's name and version in `requirements.txt`",
+        "hello | v1 goes on serving",
     ] {
         assert!(text.contains(line), "{line} is not in:\n{text}");
     }
