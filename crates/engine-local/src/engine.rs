@@ -55,8 +55,9 @@ pub struct LocalEngine {
     functions: Arc<Mutex<HashMap<FunctionId, FunctionHandle>>>,
     table: Arc<watch::Sender<EndpointTable>>,
     report: EngineReport,
-    /// Locked while the engine is open: two engines on one state would fight.
-    _lock: File,
+    /// Held while the engine is open: two engines on one state would fight. Shutdown lets go of
+    /// it, so that whoever clears away after it need not wait for the last user of the engine.
+    state_lock: Mutex<Option<File>>,
 }
 
 /// What the engine found on this machine, for `updraft doctor` and the start's log.
@@ -134,7 +135,7 @@ impl LocalEngine {
         }
         let table = Arc::new(watch::Sender::new(EndpointTable::default()));
         let engine =
-            Self { shared, namespaces, functions: Arc::default(), table, report, _lock: lock };
+            Self { shared, namespaces, functions: Arc::default(), table, report, state_lock: Mutex::new(Some(lock)) };
         for (id, record) in stored {
             let (own, others) =
                 adopted.into_iter().partition(|adopted: &Adopted| adopted.record.function == id);
@@ -440,6 +441,7 @@ impl Engine for LocalEngine {
         if tokio::time::timeout(SHUTDOWN_LIMIT, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!("a container is still being started; the next start clears it away");
         }
+        drop(self.state_lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

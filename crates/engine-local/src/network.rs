@@ -173,6 +173,7 @@ impl Parts {
         let outer_device = device_name()?;
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(INNER_DEVICE)
+            .address(hardware_address(address).to_vec())
             .setns_by_fd(namespace.as_raw_fd())
             .build();
         let pair = LinkMessageBuilder::<LinkVeth>::new(&outer_device, INNER_DEVICE)
@@ -221,6 +222,14 @@ async fn new_namespace() -> io::Result<(OwnedFd, Handle)> {
         Ok((namespace, handle))
     })
     .await
+}
+
+/// The hardware address that goes with an address. The host remembers the pair for most of a
+/// minute; were it another one each time, whoever is given a used address would not be reached
+/// until then.
+fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x72, a, b, c, d]
 }
 
 /// A device name that fits the kernel's 15 characters and belongs to nobody yet. `v` keeps it
