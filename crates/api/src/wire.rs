@@ -4,6 +4,7 @@
 //! a secret's value; the one type that holds a token's text does not print it.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,9 @@ pub struct Function {
     pub replicas: u32,
     /// Replicas that are ready.
     pub available_replicas: u32,
+    /// The replicas that take requests now.
+    #[serde(default)]
+    pub ready: Vec<Replica>,
     /// The release that is live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<u64>,
@@ -74,6 +78,15 @@ pub struct Function {
     /// Why not all is well, when it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// One replica of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// The engine's name for it; log lines carry it.
+    pub name: String,
+    /// Where its HTTP server listens, reachable from this machine only.
+    pub address: SocketAddr,
 }
 
 /// A push.

@@ -1,13 +1,14 @@
 //! Functions of owners: what runs, what is live, what they write, and going back.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use updraft_engine::{FunctionStatus, LogQuery, ReplicaId};
+use updraft_engine::{Endpoint, FunctionStatus, LogQuery, ReplicaId};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, Namespace, OwnerName, labels};
 use updraft_store::{DeclaredFunction, Environment, PinnedTo};
 
@@ -47,6 +48,7 @@ fn identity(spec: &FunctionSpec) -> Option<(OwnerName, FunctionName)> {
 /// A deployed function; `live` is what the store has for it.
 fn deployed(host: &Host, status: FunctionStatus, live: Option<&Environment>) -> wire::Function {
     let spec = status.spec;
+    let ready = ready_replicas(host, &spec.id);
     let commit = spec.labels.get(labels::GIT_SHA).cloned();
     let repository = spec.repository().map(str::to_owned);
     let (owner, name, url) = if let Some((owner, name)) = identity(&spec) {
@@ -64,12 +66,23 @@ fn deployed(host: &Host, status: FunctionStatus, live: Option<&Environment>) -> 
         image: Some(spec.image),
         replicas: status.replicas,
         available_replicas: status.available_replicas,
+        ready,
         release: live.map(|live| live.release),
         pinned: live.is_some_and(|live| live.pinned == PinnedTo::ThisRelease),
         commit,
         created_at: Some(status.created_at),
         message: status.message,
     }
+}
+
+/// The replicas that take requests, as the data plane sees them.
+fn ready_replicas(host: &Host, id: &FunctionId) -> Vec<wire::Replica> {
+    let table = host.engine.endpoints().borrow().clone();
+    let replica = |endpoint: &Arc<Endpoint>| wire::Replica {
+        name: endpoint.replica.as_str().to_owned(),
+        address: endpoint.address,
+    };
+    table.get(id).map(|function| function.ready.iter().map(replica).collect()).unwrap_or_default()
 }
 
 /// A function that a repository declares and the engine does not run.
@@ -82,6 +95,7 @@ fn only_declared(host: &Host, declared: DeclaredFunction) -> wire::Function {
         image: None,
         replicas: 0,
         available_replicas: 0,
+        ready: Vec::new(),
         release: None,
         pinned: false,
         commit: None,
