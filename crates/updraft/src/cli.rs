@@ -170,6 +170,10 @@ pub(crate) struct Push {
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
+    /// Each ready replica with its address too
+    #[arg(long)]
+    pub(crate) replicas: bool,
+
     /// Only this owner's
     #[arg(long, value_name = "OWNER", env = "UPDRAFT_OWNER")]
     pub(crate) owner: Option<String>,

@@ -122,14 +122,6 @@ impl DataDir {
         self.root.join("containers")
     }
 
-    pub(crate) fn engine(&self) -> PathBuf {
-        self.root.join("engine")
-    }
-
-    pub(crate) fn logs(&self) -> PathBuf {
-        self.root.join("logs")
-    }
-
     pub(crate) fn admin_password(&self) -> PathBuf {
         self.root.join("secrets/basic-auth-password")
     }

@@ -4,24 +4,47 @@
 //! or works on the data directory where no server is needed.
 
 mod cli;
+mod command;
 mod config;
+mod connection;
 mod data_dir;
 mod doctor;
+mod example;
 mod output;
+mod shutdown;
+mod up;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
+use crate::data_dir::DataDir;
 use crate::output::Output;
+
+/// The release, as clients see it.
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit this was built from.
+const COMMIT: &str = env!("UPDRAFT_COMMIT");
 
 /// Release and commit, as `--version` prints them.
 const VERSION_TEXT: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("UPDRAFT_COMMIT"), ")");
 
+/// The watchdog that templates put into images.
+static WATCHDOG: &[u8] = include_bytes!(env!("UPDRAFT_WATCHDOG"));
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
+    log_to_stderr(&cli.command);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = runtime
+        .context("cannot start the async runtime")
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("updraft: {error:#}");
@@ -30,14 +53,55 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    let output = Output::new(cli.global.json);
-    match cli.command {
-        Command::Doctor => doctor::run(&cli.global.data_dir, output),
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { global, command } = cli;
+    let output = Output::new(global.json);
+    let data_dir = || DataDir::open(&global.data_dir);
+    let client = || connection::client(&global);
+    match command {
+        Command::Up(up) => up::run(&global, &up, output).await,
+        Command::Down => command::down::run(&data_dir()?, output).await,
+        Command::New(new) => command::new::run(&new, output),
+        Command::Push(push) => command::push::run(&client()?, push, output).await,
+        Command::List(list) => command::list::run(&client()?, list, output).await,
+        Command::Logs(logs) => command::logs::run(&client()?, logs, output).await,
+        Command::Invoke(invoke) => command::invoke::run(&client()?, invoke).await,
+        Command::Builds(builds) => command::builds::run(&client()?, builds, output).await,
+        Command::Releases(function) => command::releases::list(&client()?, function, output).await,
+        Command::Rollback(rollback) => {
+            command::releases::rollback(&client()?, rollback, output).await
+        }
+        Command::Remove(function) => command::remove::run(&client()?, function, output).await,
+        Command::Secrets(secrets) => command::secrets::run(&client()?, secrets, output).await,
+        Command::Token(token) => {
+            command::token::run(&DataDir::create(&global.data_dir)?, token, output).await
+        }
+        Command::Images(images) => {
+            command::images::run(&DataDir::create(&global.data_dir)?, images, output).await
+        }
+        Command::Doctor => doctor::run(&global.data_dir, output),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "updraft", &mut std::io::stdout());
             Ok(())
         }
-        _ => anyhow::bail!("not wired"),
     }
+}
+
+/// A server logs what happens, a command only what is wrong; `RUST_LOG` says otherwise.
+fn log_to_stderr(command: &Command) {
+    let default = match command {
+        Command::Up(up) => match up.verbose {
+            0 => "warn",
+            1 => "info",
+            2 => "info,updraft=debug",
+            _ => "debug",
+        },
+        _ => "warn",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }

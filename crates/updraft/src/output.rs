@@ -32,6 +32,7 @@ impl Output {
     }
 
     /// Prints a line; a reader that has gone away is no failure of ours.
+    #[expect(clippy::unused_self, reason = "whatever a command prints goes through its output")]
     pub(crate) fn line(self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
         match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {

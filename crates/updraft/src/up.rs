@@ -1,0 +1,291 @@
+//! `updraft up`: the crates put together into one running cloud.
+//!
+//! Order is the point: everything that can refuse is asked before anything is touched, the
+//! listener is bound before the first record is opened, and `ready:` is printed when every door
+//! is open.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use updraft_api::ApiParts;
+use updraft_builder::{BuildLimits, BuildahBuilder, Builder};
+use updraft_edge::{Edge, EdgeLimits, EdgeParts};
+use updraft_engine::{Engine, Version};
+use updraft_engine_local::{LocalEngine, LocalEngineOptions};
+use updraft_gateway::{GatewayParts, InvocationCounts};
+use updraft_invoke::{InvokeOptions, Invoker};
+use updraft_model::{FunctionId, FunctionName, OwnerName, ResourceSet};
+use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
+use updraft_source::context::ContextLimits;
+use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
+use updraft_source::template::Templates;
+use updraft_store::Store;
+use updraft_store::access::Access;
+
+use crate::cli::{Global, Up};
+use crate::command::images;
+use crate::config::Config;
+use crate::data_dir::{DataDir, ServerRecord};
+use crate::output::Output;
+use crate::shutdown::{Reason, Signals};
+use crate::{COMMIT, RELEASE, WATCHDOG, doctor, example};
+
+/// Connections that the system queues while the server is busy accepting others.
+const BACKLOG: u32 = 4096;
+
+/// How long pushes that are being received may go on after a signal.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> {
+    let config = Config::load(up)?;
+    doctor::require(&doctor::examine(&global.data_dir))?;
+    let listener = bind(config.listen)?;
+    let address = listener.local_addr().context("cannot read the listener's address")?;
+    let data_dir = DataDir::create(&global.data_dir)?;
+    let _lock = data_dir.lock()?;
+    let mut signals = Signals::listen()?;
+
+    let cloud = tokio::select! {
+        cloud = Cloud::assemble(&data_dir, &config, address) => cloud?,
+        _ = signals.next() => return Ok(()),
+    };
+    let closing = CancellationToken::new();
+    let serving = tokio::spawn(Arc::clone(&cloud.edge).serve(listener, closing.clone()));
+    data_dir.announce(&ServerRecord {
+        address,
+        root: config.root.as_str().to_owned(),
+        pid: std::process::id(),
+    })?;
+    cloud.tell_ready(&data_dir, &config, address, output)?;
+
+    let with_example = !up.no_example;
+    let reason = tokio::select! {
+        reason = signals.next() => reason,
+        reason = async {
+            if with_example {
+                example::show(&data_dir, config.root.as_str(), address, output).await;
+            }
+            std::future::pending().await
+        } => reason,
+    };
+    tracing::info!(?reason, "stopping");
+    closing.cancel();
+    tokio::select! {
+        stopped = cloud.stop(serving, reason) => stopped?,
+        _ = signals.next() => bail!("stopped at once at the second signal; the next start tidies up"),
+    }
+    data_dir.retract();
+    Ok(())
+}
+
+/// Binds before anything is touched, so that a taken port changes nothing.
+fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| {
+        format!(
+            "cannot listen on {address}; choose another address with --listen, or stop what uses it"
+        )
+    })
+}
+
+/// The running parts.
+struct Cloud {
+    edge: Arc<Edge>,
+    engine: Arc<LocalEngine>,
+    engine_options: LocalEngineOptions,
+    pipeline: Arc<Pipeline>,
+    git: GitServer,
+    access: Access,
+}
+
+/// What the gateway reports as `invocationCount` is what the data plane counted.
+#[derive(Debug)]
+struct Counted(Arc<Invoker>);
+
+impl InvocationCounts for Counted {
+    fn count(&self, id: &FunctionId) -> u64 {
+        self.0.invocation_count(id)
+    }
+}
+
+impl Cloud {
+    async fn assemble(data_dir: &DataDir, config: &Config, address: SocketAddr) -> Result<Self> {
+        let version = Version { release: RELEASE.to_owned(), sha: COMMIT.to_owned() };
+        let store = Store::open(&data_dir.database(), &data_dir.blobs())?;
+        let access = Access::open(store.clone(), &data_dir.admin_password())?;
+        let images = images::open(data_dir).await?;
+        let engine_options = engine_options(data_dir, Some(config));
+        let engine = LocalEngine::open(engine_options.clone(), Arc::new(images.clone())).await?;
+        let engine = Arc::new(engine);
+        let shared_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
+        let builder: Arc<dyn Builder> = Arc::new(BuildahBuilder::new(images)?);
+        let templates = Templates::new(WATCHDOG.into(), config.push.repository_templates);
+        let git = GitServer::new(GitServerOptions {
+            max_push_bytes: config.push.size,
+            max_repository_bytes: config.push.repository_size,
+            ..GitServerOptions::new(data_dir.repositories())
+        });
+        let git = git.await?;
+        let url: UrlOf = Arc::new(function_url(config, address));
+        let pipeline = Pipeline::start(PipelineParts {
+            store: store.clone(),
+            engine: Arc::clone(&shared_engine),
+            builder,
+            templates,
+            repositories: data_dir.repositories(),
+            work: data_dir.work(),
+            options: pipeline_options(config, Arc::clone(&url)),
+        });
+        let pipeline = pipeline.await?;
+        // Pushes that git took in just before a crash, and that nobody has heard of since.
+        git.recover(&GitSink::new(Arc::clone(&pipeline))).await?;
+        let invoker = Invoker::new(
+            Arc::clone(&shared_engine),
+            InvokeOptions { timeout: config.function.timeout, ..InvokeOptions::new(RELEASE) },
+        );
+        let gateway = updraft_gateway::router(GatewayParts {
+            engine: Arc::clone(&shared_engine),
+            invocations: Arc::new(Counted(Arc::clone(&invoker))),
+            access: access.clone(),
+            version: version.clone(),
+            system_url: format!("http://system.{}:{}", config.root.as_str(), address.port()),
+        });
+        let system = updraft_api::router(ApiParts {
+            store,
+            pipeline: Arc::clone(&pipeline),
+            engine: shared_engine,
+            access: access.clone(),
+            git: git.clone(),
+            work: data_dir.work(),
+            max_upload_bytes: config.push.size,
+            upload_limits: content_limits(config),
+            url,
+            gateway_url: format!("http://{address}"),
+            root: config.root.as_str().to_owned(),
+            version,
+        });
+        let edge = Edge::new(EdgeParts {
+            invoker,
+            gateway,
+            system,
+            root: config.root.clone(),
+            limits: EdgeLimits::usual(),
+        });
+        Ok(Self { edge, engine, engine_options, pipeline, git, access })
+    }
+
+    /// Says that every door is open; the password only when it was just made.
+    fn tell_ready(
+        &self,
+        data_dir: &DataDir,
+        config: &Config,
+        address: SocketAddr,
+        output: Output,
+    ) -> Result<()> {
+        let (root, port) = (&config.root.as_str(), address.port());
+        output.line(&format!(
+            "ready: http://{address} (functions on http://OWNER.{root}:{port}/FUNCTION)"
+        ))?;
+        let password = data_dir.admin_password();
+        if self.access.password_was_generated() {
+            let text = std::fs::read_to_string(&password)
+                .with_context(|| format!("cannot read {}", password.display()))?;
+            output.line(&format!(
+                "user admin, password {} (shown this once, kept in {})",
+                text.trim(),
+                password.display()
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Ends in the order of dependence: no new requests, no new work, then the engine.
+    async fn stop(self, serving: JoinHandle<()>, reason: Reason) -> Result<()> {
+        serving.await.context("the listener failed")?;
+        if !self.git.drain(DRAIN_LIMIT).await {
+            tracing::warn!("pushes were still under way; the next start goes on with them");
+        }
+        self.pipeline.shutdown().await;
+        self.engine.shutdown().await;
+        if reason == Reason::Interrupt {
+            let options = self.engine_options;
+            drop((self.edge, self.engine));
+            LocalEngine::destroy(&options).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The engine's options; the limits of functions are the configuration's, where there is one.
+pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> LocalEngineOptions {
+    let usual = LocalEngineOptions::new(data_dir.instance(), data_dir.root(), &data_dir.volatile());
+    let usual = LocalEngineOptions {
+        version: Version { release: RELEASE.to_owned(), sha: COMMIT.to_owned() },
+        ..usual
+    };
+    let Some(config) = config else { return usual };
+    LocalEngineOptions {
+        default_memory_bytes: config.function.memory,
+        process_limit: config.function.processes,
+        ready_limit: config.function.ready,
+        ..usual
+    }
+}
+
+/// Where a function of an owner is called.
+fn function_url(
+    config: &Config,
+    address: SocketAddr,
+) -> impl Fn(&OwnerName, &FunctionName) -> String + Send + Sync + 'static {
+    let (root, port) = (config.root.as_str().to_owned(), address.port());
+    move |owner, function| format!("http://{owner}.{root}:{port}/{function}")
+}
+
+/// The pipeline's options: the configuration's limits over the usual ones.
+fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
+    let (build, push, function) = (&config.build, &config.push, &config.function);
+    let usual = PipelineOptions::new(url);
+    PipelineOptions {
+        live_branches: push.live_branches.clone(),
+        parallel_builds: build.parallel,
+        build_limits: BuildLimits {
+            time: build.time,
+            memory_bytes: build.memory,
+            disk_bytes: build.disk,
+            processes: build.processes,
+        },
+        checkout_limits: content_limits(config),
+        context_limits: ContextLimits {
+            files: push.files as u64,
+            total_bytes: push.checkout_size,
+            file_bytes: push.file_size,
+            ..usual.context_limits
+        },
+        default_limits: ResourceSet {
+            memory: function.memory.to_string().parse().ok(),
+            ..usual.default_limits
+        },
+        ready_limit: function.ready,
+        ..usual
+    }
+}
+
+/// What a working tree may hold, however it came.
+fn content_limits(config: &Config) -> ContentLimits {
+    ContentLimits {
+        max_files: config.push.files,
+        max_bytes: config.push.checkout_size,
+        max_file_bytes: config.push.file_size,
+        ..ContentLimits::default()
+    }
+}
