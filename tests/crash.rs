@@ -84,9 +84,8 @@ async fn replicas_outlive_the_process_and_are_taken_over() {
     fixture::stack(&repository, &[page]);
     repository.commit("Stay");
     repository.push(&cloud.git_url("demo", &token, "site")).expect_success();
-    let replica = |cloud: &Cloud| {
-        cloud.json(&["list", "--replicas"])[0]["replicas"][0]["name"].as_str().map(str::to_owned)
-    };
+    let replica =
+        |cloud: &Cloud| cloud.json(&["list"])[0]["ready"][0]["name"].as_str().map(str::to_owned);
     let before = replica(&cloud);
     assert!(before.is_some());
 

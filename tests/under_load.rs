@@ -87,6 +87,6 @@ async fn many_callers_of_a_sleeping_function_start_it_once() {
         let answer = caller.await.expect("the caller ends");
         assert_eq!((answer.status, answer.body.as_str()), (200, "awake"));
     }
-    let replicas = cloud.json(&["list", "--replicas"]);
-    assert_eq!(replicas[0]["replicas"].as_array().map(Vec::len), Some(1), "{replicas}");
+    let replicas = cloud.json(&["list"]);
+    assert_eq!(replicas[0]["ready"].as_array().map(Vec::len), Some(1), "{replicas}");
 }

@@ -181,8 +181,8 @@ fn edge_target(cloud: &Cloud) -> Target {
 
 /// The one replica of the function, without anything of ours in between.
 fn replica_target(cloud: &Cloud) -> Result<Target> {
-    let replicas = cloud.json(&["list", "--replicas"]);
-    let address = replicas[0]["replicas"][0]["address"]
+    let replicas = cloud.json(&["list"]);
+    let address = replicas[0]["ready"][0]["address"]
         .as_str()
         .with_context(|| format!("no replica in {replicas}"))?;
     let address: SocketAddr = address.parse()?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::http::{self, Answer};
-use crate::sweep;
+use crate::{base_images, sweep};
 
 /// How long a cloud may take until it accepts; a loaded machine is slow.
 const READY_LIMIT: Duration = Duration::from_mins(1);
@@ -40,6 +40,17 @@ impl Cloud {
         let folder = sweep::new_folder();
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut cloud = Self { folder, listen, server: None };
+        cloud.resume();
+        cloud
+    }
+
+    /// Starts a cloud that has the base images `names`, for instance `python`.
+    pub fn start_with_base_images(names: &[&str]) -> Self {
+        sweep::sweep(&binary());
+        let folder = sweep::new_folder();
+        let mut cloud =
+            Self { folder, listen: SocketAddr::from(([127, 0, 0, 1], 0)), server: None };
+        base_images::provide(names, &cloud.data_dir());
         cloud.resume();
         cloud
     }

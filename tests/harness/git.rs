@@ -51,6 +51,15 @@ impl Repository {
         self
     }
 
+    /// Copies an example of the project into the repository.
+    pub fn copy_example(&self, name: &str) -> &Self {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+        let copied =
+            Command::new("cp").arg("--recursive").arg(example.join(".")).arg(self.path()).status();
+        assert!(copied.is_ok_and(|status| status.success()), "{} can be copied", example.display());
+        self
+    }
+
     /// Removes a file or a folder.
     pub fn remove(&self, path: &str) -> &Self {
         self.git(&["rm", "-r", "--quiet", "--force", path]);

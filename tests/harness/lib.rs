@@ -3,6 +3,7 @@
 //!
 //! A test that crashes leaves a cloud behind; the next test that starts sweeps it.
 
+mod base_images;
 mod cloud;
 pub mod fixture;
 mod git;

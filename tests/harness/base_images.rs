@@ -1,0 +1,48 @@
+//! Base images for tests that need a language: made once, kept beside the build, copied into the
+//! cloud of each test.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::FlockOperation;
+
+use crate::cloud::binary;
+
+/// Puts the base images `names` into the data directory of a cloud that does not run yet.
+pub(crate) fn provide(names: &[&str], data_dir: &Path) {
+    let kept = keep(names);
+    fs::create_dir_all(data_dir).expect("the data directory can be made");
+    let copied = Command::new("cp")
+        .args(["--archive", "--reflink=auto"])
+        .arg(kept.join("containers"))
+        .arg(data_dir)
+        .status();
+    assert!(copied.is_ok_and(|status| status.success()), "the base images can be copied");
+}
+
+/// Makes those base images that are not kept yet; returns the data directory that keeps them.
+fn keep(names: &[&str]) -> PathBuf {
+    let binary = binary();
+    let profile = binary.parent().expect("the binary lies in a folder");
+    let kept = profile.join("../updraft-test-images");
+    fs::create_dir_all(&kept).expect("the folder of base images can be made");
+    let lock = File::create(kept.join("making")).expect("the lock file can be made");
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
+    let data_dir = kept.join("data");
+    fs::create_dir_all(&data_dir).expect("the folder of base images can be made");
+    if !data_dir.join("instance").is_file() {
+        // One id for all runs, so that a crashed one leaves nothing under another name.
+        fs::write(data_dir.join("instance"), "0ba5e000").expect("the instance can be named");
+    }
+    let made = Command::new(&binary)
+        .arg("--data-dir")
+        .arg(&data_dir)
+        .args(["images", "base"])
+        .args(names)
+        .stdin(Stdio::null())
+        .output()
+        .expect("updraft can be started");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    data_dir
+}
