@@ -4,6 +4,8 @@ use std::cell::RefCell;
 
 use http::HeaderValue;
 
+use crate::ink;
+
 /// Longest call id that is taken over from a caller.
 const LONGEST: usize = 128;
 
@@ -54,7 +56,8 @@ pub(crate) fn new() -> HeaderValue {
         text[at + 1] = HEX[usize::from(byte & 15)];
         at += 2;
     }
-    HeaderValue::from_bytes(&text).expect("hex digits and dashes are a header value")
+    let text = std::str::from_utf8(&text).expect("hex digits and dashes are text");
+    ink::write(format_args!("{text}")).expect("hex digits and dashes are a header value")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use http::header::{
 use http::{Request, Response, StatusCode, Version};
 
 use crate::call_id::{self as ids};
+use crate::ink;
 
 /// Names one invocation everywhere.
 pub const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
@@ -81,7 +82,8 @@ impl Marks {
         let call_id = call_id(headers);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let start = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        Self { call_id, start: HeaderValue::from(start) }
+        let start = ink::write(format_args!("{start}")).unwrap_or_else(|| start.into());
+        Self { call_id, start }
     }
 }
 
@@ -261,8 +263,8 @@ pub(crate) fn prepare_response<B>(
 
 /// Seconds with six decimals.
 fn seconds(took: Duration) -> HeaderValue {
-    HeaderValue::try_from(format!("{}.{:06}", took.as_secs(), took.subsec_micros()))
-        .expect("digits and a dot are a header value")
+    ink::write(format_args!("{}.{:06}", took.as_secs(), took.subsec_micros()))
+        .unwrap_or(HeaderValue::from_static("0"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod connection;
 mod failure;
 mod function;
 mod headers;
+mod ink;
 mod invoker;
 mod metrics;
 mod options;
