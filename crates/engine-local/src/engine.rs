@@ -134,8 +134,14 @@ impl LocalEngine {
             launch::clear(&shared, &replica).await;
         }
         let table = Arc::new(watch::Sender::new(EndpointTable::default()));
-        let engine =
-            Self { shared, namespaces, functions: Arc::default(), table, report, state_lock: Mutex::new(Some(lock)) };
+        let engine = Self {
+            shared,
+            namespaces,
+            functions: Arc::default(),
+            table,
+            report,
+            state_lock: Mutex::new(Some(lock)),
+        };
         for (id, record) in stored {
             let (own, others) =
                 adopted.into_iter().partition(|adopted: &Adopted| adopted.record.function == id);

@@ -5,6 +5,7 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
@@ -56,7 +57,10 @@ pub(crate) async fn run(
         _ => ImageError::Io { action: "start", path: program.into(), cause },
     };
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.kill_on_drop(true).spawn().map_err(start)?;
+    // A group of its own: a Ctrl-C in the terminal is for the platform, which then says what
+    // becomes of its work, and what the program has started ends with it.
+    let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(start)?;
+    let group = KilledGroup(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     let mut out = child.stdout.take().map(BufReader::new);
     let mut err = child.stderr.take().map(BufReader::new);
     let mut tail = VecDeque::new();
@@ -89,6 +93,7 @@ pub(crate) async fn run(
         }
         Err(_) => return Err(ImageError::TimedOut { action: action.to_owned(), limit }),
     };
+    group.has_ended();
     if status.success() {
         return Ok(());
     }
@@ -98,6 +103,25 @@ pub(crate) async fn run(
         tail.make_contiguous().join("\n")
     };
     Err(ImageError::Program { action: action.to_owned(), detail })
+}
+
+/// Kills a program and all that it started, unless it has ended by itself.
+struct KilledGroup(Option<Pid>);
+
+impl KilledGroup {
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for KilledGroup {
+    fn drop(&mut self) {
+        if let Some(group) = self.0
+            && let Err(error) = kill_process_group(group, Signal::KILL)
+        {
+            tracing::debug!(%error, "a program had ended before it was killed");
+        }
+    }
 }
 
 /// Reads one line, of which at most [`LINE_MAX`] bytes are kept; `None` at the end.

@@ -28,7 +28,7 @@ pub(crate) fn client(global: &Global) -> Result<Client> {
 }
 
 /// Who may read the data directory is the administrator.
-fn administrator(data_dir: &DataDir) -> Result<Credentials> {
+pub(crate) fn administrator(data_dir: &DataDir) -> Result<Credentials> {
     let path = data_dir.admin_password();
     let password = std::fs::read_to_string(&path).with_context(|| {
         format!("cannot read {}; run as the user of the server, or give --token", path.display())

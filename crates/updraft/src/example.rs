@@ -6,14 +6,18 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use futures_util::TryStreamExt;
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use include_dir::{Dir, include_dir};
 use tokio::process::Command;
-use updraft_api::client::{Client, Credentials};
-use updraft_model::OwnerName;
+use updraft_api::client::{Client, Credentials, ListOptions};
+use updraft_model::{OwnerName, RepositoryName};
+use updraft_pipeline::render;
+use updraft_source::git::commit_summary;
 use updraft_store::Store;
 
+use crate::connection;
 use crate::data_dir::DataDir;
 use crate::output::{Output, Tone};
 
@@ -22,6 +26,9 @@ static HELLO: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../examples/hello")
 const OWNER: &str = "demo";
 const REPOSITORY: &str = "hello";
 const FUNCTION: &str = "hello";
+
+/// Tells commits of the example from those of a person.
+const EMAIL: &str = "example@updraft.localhost";
 
 /// Shows the example; what goes wrong is told and stops nothing, the cloud runs on.
 pub(crate) async fn show(data_dir: &DataDir, root: &str, address: SocketAddr, output: Output) {
@@ -42,7 +49,7 @@ async fn try_show(
     let mut answer = call(address, &host).await?;
     if answer.status == StatusCode::NOT_FOUND {
         output.line("")?;
-        push(data_dir, address, output).await?;
+        bring_to_life(data_dir, address, output).await?;
         answer = call(address, &host).await?;
     }
     output.line("")?;
@@ -50,6 +57,32 @@ async fn try_show(
     output.line(answer.body.trim_end())?;
     ensure!(answer.status.is_success(), "{url} answered with status {}", answer.status);
     next_steps(data_dir, &url, address, output)
+}
+
+/// Pushes the example, or follows the push of an earlier start that is still under way.
+async fn bring_to_life(data_dir: &DataDir, address: SocketAddr, output: Output) -> Result<()> {
+    let client = Client::new(address.into(), connection::administrator(data_dir)?);
+    let repository = Some(RepositoryName::new(REPOSITORY)?);
+    let owner = Some(OwnerName::new(OWNER)?);
+    let newest = ListOptions { owner, repository, limit: Some(1), ..ListOptions::default() };
+    let Some(earlier) = client.pushes(&newest).await?.into_iter().next() else {
+        return push(data_dir, address, output).await;
+    };
+    if !earlier.state.is_final() {
+        output.line(&output.tone(Tone::Quiet, "going on with the push of the last start"))?;
+        let mut events = client.push_events(earlier.id, 1).await?;
+        while let Some(event) = events.try_next().await? {
+            render::terminal(&event).iter().try_for_each(|line| output.line(line))?;
+        }
+        return Ok(());
+    }
+    let bare = data_dir.repositories().join(OWNER).join(format!("{REPOSITORY}.git"));
+    let summary = commit_summary(&bare, &earlier.commit).await?;
+    ensure!(
+        summary.email == EMAIL,
+        "{OWNER}/{FUNCTION} is not live, and its repository holds work of yours; push it again"
+    );
+    push(data_dir, address, output).await
 }
 
 /// The function's whole answer.
@@ -80,7 +113,7 @@ async fn push(data_dir: &DataDir, address: SocketAddr, output: Output) -> Result
         let mut command = Command::new("git");
         command
             .current_dir(checkout.path())
-            .args(["-c", "user.name=Updraft", "-c", "user.email=demo@localhost"])
+            .args(["-c", "user.name=Updraft", "-c", &format!("user.email={EMAIL}")])
             .args(["-c", "commit.gpgsign=false", "-c", "core.hooksPath=/dev/null"])
             .args(arguments)
             .env("GIT_TERMINAL_PROMPT", "0")
@@ -99,7 +132,8 @@ async fn push(data_dir: &DataDir, address: SocketAddr, output: Output) -> Result
     output.line(&output.tone(Tone::Quiet, &shown))?;
     let url = format!("http://{OWNER}:{}@{place}", token.secret.expose());
     // Git hides the password of a URL in what it prints.
-    let pushed = succeed(git(&["push", &url, "main"]), &["push"]).await;
+    // What lies there is an earlier example, if anything.
+    let pushed = succeed(git(&["push", &url, "+main"]), &["push"]).await;
     store.revoke_token(&owner, token.id).await?;
     pushed
 }

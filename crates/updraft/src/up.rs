@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,7 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
     let data_dir = DataDir::create(&global.data_dir)?;
     let _lock = data_dir.lock()?;
     let mut signals = Signals::listen()?;
+    raise_file_limit();
 
     let cloud = tokio::select! {
         cloud = Cloud::assemble(&data_dir, &config, address) => cloud?,
@@ -96,6 +98,15 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
             "cannot listen on {address}; choose another address with --listen, or stop what uses it"
         )
     })
+}
+
+/// Each connection is a file, and systems let a process open few unless it asks for more.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// The running parts.
