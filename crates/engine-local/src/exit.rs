@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -55,8 +55,8 @@ enum Origin {
 }
 
 /// How long the status of a process of ours may take to arrive: the runtime's helper process
-/// between it and us may end a moment after it.
-const HAND_OVER: Duration = Duration::from_secs(2);
+/// between it and us may end a moment after it, on a busy machine seconds after it.
+const HAND_OVER: Duration = Duration::from_secs(30);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(1);
 
 /// Makes this process the one that gets the containers whose runtime program has ended.
@@ -105,11 +105,18 @@ impl Process {
             if let Some(exit) = self.status() {
                 return exit;
             }
-            if self.origin == Origin::Earlier || begin.elapsed() > HAND_OVER {
+            if self.origin == Origin::Earlier || self.is_reaped() || begin.elapsed() > HAND_OVER {
                 return Exit::Unknown;
             }
             tokio::time::sleep(HAND_OVER_LOOK).await;
         }
+    }
+
+    /// Whether somebody has taken the exit status: then the kernel shows no id any more.
+    fn is_reaped(&self) -> bool {
+        let descriptor = self.descriptor.get_ref().as_raw_fd();
+        fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"))
+            .is_ok_and(|text| text.lines().any(|line| line == "Pid:\t-1"))
     }
 
     /// Takes the exit status, if it is ours to take already.
@@ -166,6 +173,25 @@ mod tests {
             let process = Process::open(i32::try_from(child.id()).unwrap()).unwrap();
             assert_eq!(process.wait().await, expected);
         }
+    }
+
+    #[tokio::test]
+    async fn the_status_of_a_process_is_waited_for_while_a_slow_helper_holds_it() {
+        become_reaper().unwrap();
+        // The helper never waits for its child, and lives on after it.
+        let script = "sh -c 'exit 3' & echo $!; exec sleep 2.5";
+        let mut helper =
+            Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let output = helper.stdout.take().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).unwrap();
+        let process = Process::open(line.trim().parse().unwrap()).unwrap();
+        let reap_helper = tokio::task::spawn_blocking(move || helper.wait());
+        assert_eq!(process.wait().await, Exit::Code(3));
+        let begin = Instant::now();
+        assert_eq!(process.wait().await, Exit::Unknown, "it was taken");
+        assert!(begin.elapsed() < HAND_OVER / 2, "and that is seen at once");
+        reap_helper.await.unwrap().unwrap();
     }
 
     #[tokio::test]

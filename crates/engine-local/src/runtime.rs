@@ -22,6 +22,10 @@ use crate::strays;
 /// Longest time one call of the runtime may take before it is ended; a start takes milliseconds.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
+/// How often a runtime is tried before another one is, and the first pause in between.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Why a call of the runtime failed.
 #[derive(Debug, Error)]
 pub(crate) enum RuntimeError {
@@ -144,7 +148,7 @@ impl Runtime {
                 }
             };
             let runtime = Self { name, version, folder, unified, cgroups: cgroups.clone() };
-            match crate::launch::try_out(&runtime, options).await {
+            match works(&runtime, options).await {
                 Ok(()) => return Ok((runtime, refused)),
                 Err(reason) => refused.push(format!("{name}: {reason}")),
             }
@@ -266,6 +270,25 @@ impl Runtime {
             kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
         }
         Err(RuntimeError::Hangs(self.name))
+    }
+}
+
+/// Tries the runtime out, again when that fails: a machine that is busy for a moment must not
+/// decide which runtime runs everything from now on.
+///
+/// # Errors
+/// The last failure, in the runtime's own words.
+async fn works(runtime: &Runtime, options: &LocalEngineOptions) -> Result<(), String> {
+    let mut attempt = 1;
+    loop {
+        match crate::launch::try_out(runtime, options).await {
+            Err(reason) if attempt < ATTEMPTS => {
+                tracing::warn!(runtime = runtime.name, reason, "trying the runtime once more");
+            }
+            tried => return tried,
+        }
+        tokio::time::sleep(PAUSE * attempt).await;
+        attempt += 1;
     }
 }
 
