@@ -4,7 +4,7 @@
 //! This is the one place that knows the layout; crates are handed the paths they own.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -129,6 +129,17 @@ impl DataDir {
     /// What does not outlive a reboot: mounts, bundles, runtime state.
     pub(crate) fn volatile(&self) -> PathBuf {
         PathBuf::from(format!("/run/updraft-{}", self.instance))
+    }
+
+    /// Removes what does not outlive a reboot, nothing being mounted in it any more.
+    pub(crate) fn remove_volatile(&self) -> Result<()> {
+        let folder = self.volatile();
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn server_record(&self) -> PathBuf {

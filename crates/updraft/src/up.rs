@@ -29,7 +29,7 @@ use updraft_store::Store;
 use updraft_store::access::Access;
 
 use crate::cli::{Global, Up};
-use crate::command::images;
+use crate::command::{self, images};
 use crate::config::Config;
 use crate::data_dir::{DataDir, ServerRecord};
 use crate::output::Output;
@@ -78,7 +78,7 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
     tracing::info!(?reason, "stopping");
     closing.cancel();
     tokio::select! {
-        stopped = cloud.stop(serving, reason) => stopped?,
+        stopped = cloud.stop(&data_dir, serving, reason) => stopped?,
         _ = signals.next() => bail!("stopped at once at the second signal; the next start tidies up"),
     }
     data_dir.retract();
@@ -113,7 +113,6 @@ fn raise_file_limit() {
 struct Cloud {
     edge: Arc<Edge>,
     engine: Arc<LocalEngine>,
-    engine_options: LocalEngineOptions,
     pipeline: Arc<Pipeline>,
     git: GitServer,
     access: Access,
@@ -136,7 +135,7 @@ impl Cloud {
         let access = Access::open(store.clone(), &data_dir.admin_password())?;
         let images = images::open(data_dir).await?;
         let engine_options = engine_options(data_dir, Some(config));
-        let engine = LocalEngine::open(engine_options.clone(), Arc::new(images.clone())).await?;
+        let engine = LocalEngine::open(engine_options, Arc::new(images.clone())).await?;
         let engine = Arc::new(engine);
         let shared_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
         let builder: Arc<dyn Builder> = Arc::new(BuildahBuilder::new(images)?);
@@ -192,7 +191,7 @@ impl Cloud {
             root: config.root.clone(),
             limits: EdgeLimits::usual(),
         });
-        Ok(Self { edge, engine, engine_options, pipeline, git, access })
+        Ok(Self { edge, engine, pipeline, git, access })
     }
 
     /// Says that every door is open; the password only when it was just made.
@@ -221,7 +220,12 @@ impl Cloud {
     }
 
     /// Ends in the order of dependence: no new requests, no new work, then the engine.
-    async fn stop(self, serving: JoinHandle<()>, reason: Reason) -> Result<()> {
+    async fn stop(
+        self,
+        data_dir: &DataDir,
+        serving: JoinHandle<()>,
+        reason: Reason,
+    ) -> Result<()> {
         serving.await.context("the listener failed")?;
         if !self.git.drain(DRAIN_LIMIT).await {
             tracing::warn!("pushes were still under way; the next start goes on with them");
@@ -229,9 +233,8 @@ impl Cloud {
         self.pipeline.shutdown().await;
         self.engine.shutdown().await;
         if reason == Reason::Interrupt {
-            let options = self.engine_options;
-            drop((self.edge, self.engine));
-            LocalEngine::destroy(&options).await?;
+            drop(self);
+            command::down::clear_machine(data_dir).await?;
         }
         Ok(())
     }

@@ -10,12 +10,19 @@ use crate::output::Output;
 
 pub(crate) async fn run(data_dir: &DataDir, output: Output) -> Result<()> {
     let _lock = data_dir.lock()?;
-    LocalEngine::destroy(&crate::up::engine_options(data_dir, None)).await?;
-    let images = images::open(data_dir).await?;
-    images.unmount_all().await?;
+    clear_machine(data_dir).await?;
     data_dir.retract();
     if output.is_json() {
         return Ok(());
     }
     output.line("every replica has ended; `updraft up` brings back what was deployed")
+}
+
+/// Takes everything of a cloud off the machine that lies outside its data directory. The caller
+/// holds the lock, and no part of the cloud runs.
+pub(crate) async fn clear_machine(data_dir: &DataDir) -> Result<()> {
+    LocalEngine::destroy(&crate::up::engine_options(data_dir, None)).await?;
+    let images = images::open(data_dir).await?;
+    images.unmount_all().await?;
+    data_dir.remove_volatile()
 }
