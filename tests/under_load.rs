@@ -4,13 +4,62 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use updraft_tests::{Cloud, Repository, fixture};
+use anyhow::Result;
+use tokio::task::JoinSet;
+use tokio::time::interval;
+use updraft_tests::{Answer, Cloud, Connection, Repository, fixture};
 
 const REQUESTS_PER_SECOND: u32 = 200;
 const PUSHES: usize = 10;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_request_fails_while_a_function_is_pushed_ten_times() {
+/// How the load is sent.
+#[derive(Clone, Copy)]
+enum Clients {
+    /// Each request on a connection of its own.
+    New,
+    /// So many connections, kept from the first request to the last.
+    Kept(u32),
+}
+
+/// Asks for `/page` as often as [`REQUESTS_PER_SECOND`] says until it is over.
+async fn load(cloud: Arc<Cloud>, clients: Clients, over: Arc<AtomicBool>) -> Vec<Result<Answer>> {
+    let mut requests = JoinSet::new();
+    match clients {
+        Clients::New => {
+            let mut tick = interval(Duration::from_secs(1) / REQUESTS_PER_SECOND);
+            while !over.load(Ordering::Relaxed) {
+                tick.tick().await;
+                let cloud = Arc::clone(&cloud);
+                requests.spawn(async move { vec![cloud.try_get("demo.localhost", "/page").await] });
+            }
+        }
+        Clients::Kept(connections) => {
+            for _ in 0..connections {
+                let (address, over) = (cloud.address(), Arc::clone(&over));
+                requests.spawn(async move {
+                    let mut answers = Vec::new();
+                    let mut connection = Connection::open(address).await.expect("it connects");
+                    let mut tick =
+                        interval(Duration::from_secs(1) * connections / REQUESTS_PER_SECOND);
+                    while !over.load(Ordering::Relaxed) {
+                        tick.tick().await;
+                        let answer = connection.get("demo.localhost", "/page").await;
+                        let broke = answer.is_err();
+                        answers.push(answer);
+                        if broke {
+                            break;
+                        }
+                    }
+                    answers
+                });
+            }
+        }
+    }
+    requests.join_all().await.into_iter().flatten().collect()
+}
+
+/// Pushes a function ten times while it is under load; every request must be answered.
+async fn push_ten_times(clients: Clients) {
     let cloud = Arc::new(Cloud::start());
     let token = cloud.token("demo");
     let url = cloud.git_url("demo", &token, "site");
@@ -21,19 +70,7 @@ async fn no_request_fails_while_a_function_is_pushed_ten_times() {
     repository.push(&url).expect_success();
 
     let over = Arc::new(AtomicBool::new(false));
-    let load = tokio::spawn({
-        let (cloud, over) = (Arc::clone(&cloud), Arc::clone(&over));
-        async move {
-            let mut tick = tokio::time::interval(Duration::from_secs(1) / REQUESTS_PER_SECOND);
-            let mut requests = tokio::task::JoinSet::new();
-            while !over.load(Ordering::Relaxed) {
-                tick.tick().await;
-                let cloud = Arc::clone(&cloud);
-                requests.spawn(async move { cloud.try_get("demo.localhost", "/page").await });
-            }
-            requests.join_all().await
-        }
-    });
+    let load = tokio::spawn(load(Arc::clone(&cloud), clients, Arc::clone(&over)));
     let pushing = tokio::task::spawn_blocking(move || {
         for push in 1..=PUSHES {
             let text = format!("push {push}");
@@ -62,6 +99,16 @@ async fn no_request_fails_while_a_function_is_pushed_ten_times() {
     );
     assert!(answers.len() > PUSHES, "the load ran");
     assert_eq!(cloud.get("demo.localhost", "/page").await.body, format!("push {PUSHES}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_while_a_function_is_pushed_ten_times() {
+    push_ten_times(Clients::New).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_on_a_kept_connection_fails_while_a_function_is_pushed_ten_times() {
+    push_ten_times(Clients::Kept(20)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::http::{self, Answer};
-use crate::{base_images, sweep};
+use crate::{Traces, base_images, sweep};
 
 /// How long a cloud may take until it accepts; a loaded machine is slow.
 const READY_LIMIT: Duration = Duration::from_mins(1);
@@ -126,6 +126,59 @@ impl Cloud {
         let pid = rustix::process::Pid::from_child(&server);
         rustix::process::kill_process(pid, signal).expect("the server can be signalled");
         server.wait().expect("the server can be waited for").code()
+    }
+
+    /// Ends the server by a crash and leaves everything lying, as a test run that is killed does.
+    /// Returns the folder and what there is on the machine.
+    pub fn abandon(mut self) -> (PathBuf, Traces) {
+        let traces = self.traces();
+        self.server = None;
+        sweep::disown(&self.folder);
+        (std::mem::take(&mut self.folder), traces)
+    }
+
+    /// What the cloud has on the machine outside its folder.
+    pub fn traces(&self) -> Traces {
+        Traces::of(&self.data_dir())
+    }
+
+    /// Lets the store refuse that any push reaches `state`, so that the one that would stays in
+    /// the state before, its work done and not on record: the worst moment for a crash.
+    pub fn hold_pushes_before(&self, state: &str) {
+        self.database()
+            .execute_batch(&format!(
+                "CREATE TRIGGER held_by_a_test BEFORE UPDATE OF state ON pushes
+                 WHEN NEW.state = '{state}' AND OLD.state <> NEW.state
+                 BEGIN SELECT RAISE(ABORT, 'held by a test'); END"
+            ))
+            .expect("a trigger can be made");
+    }
+
+    /// Ends [`Self::hold_pushes_before`].
+    pub fn let_pushes_go(&self) {
+        self.database().execute_batch("DROP TRIGGER held_by_a_test").expect("the trigger goes");
+    }
+
+    /// The state on record of the newest push, the server running or not.
+    pub fn newest_push_state(&self) -> Option<String> {
+        let newest = "SELECT state FROM pushes ORDER BY id DESC LIMIT 1";
+        self.database().query_row(newest, [], |row| row.get(0)).ok()
+    }
+
+    /// How many pushes are on record.
+    pub fn pushes(&self) -> usize {
+        let count: i64 = self
+            .database()
+            .query_row("SELECT count(*) FROM pushes", [], |row| row.get(0))
+            .expect("pushes can be counted");
+        usize::try_from(count).expect("a count is not negative")
+    }
+
+    fn database(&self) -> rusqlite::Connection {
+        let database = rusqlite::Connection::open(self.data_dir().join("updraft.db"))
+            .expect("the database can be opened");
+        database.busy_timeout(READY_LIMIT).expect("a limit can be set");
+        database
     }
 
     /// Whether the server process is still there.
@@ -250,7 +303,15 @@ impl Drop for Cloud {
         if self.server.is_some() {
             self.kill();
         }
-        sweep::remove(&binary(), &self.folder);
+        if self.folder.as_os_str().is_empty() {
+            return;
+        }
+        let left = sweep::remove(&binary(), &self.folder);
+        if std::thread::panicking() {
+            eprintln!("left behind: {left:#?}");
+        } else {
+            assert!(left.0.is_empty(), "the cloud left behind: {left:#?}");
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use base64::Engine;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::HeaderMap;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use tokio::task::JoinHandle;
 
 /// Longest time for one whole answer.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -45,28 +47,65 @@ pub(crate) async fn request(
     body: Vec<u8>,
 ) -> Result<Answer> {
     let exchange = async {
+        let mut connection = Connection::open(address).await?;
+        connection.exchange(method, host, path, headers, body).await
+    };
+    tokio::time::timeout(LIMIT, exchange).await.context("no answer within a minute")?
+}
+
+/// A connection that carries one request after the other.
+#[derive(Debug)]
+pub struct Connection {
+    address: SocketAddr,
+    sender: SendRequest<Full<Bytes>>,
+    driver: JoinHandle<hyper::Result<()>>,
+}
+
+impl Connection {
+    /// Connects to a server.
+    pub async fn open(address: SocketAddr) -> Result<Self> {
         let stream = tokio::net::TcpStream::connect(address).await.context("cannot connect")?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection);
+        let (sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        Ok(Self { address, sender, driver: tokio::spawn(driver) })
+    }
+
+    /// GETs a path of a host; fails when no whole answer came on this very connection.
+    pub async fn get(&mut self, host: &str, path: &str) -> Result<Answer> {
+        let exchange = self.exchange("GET", host, path, &[], Vec::new());
+        tokio::time::timeout(LIMIT, exchange).await.context("no answer within a minute")?
+    }
+
+    async fn exchange(
+        &mut self,
+        method: &str,
+        host: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Answer> {
         let mut request = hyper::Request::builder()
             .method(method)
             .uri(path)
-            .header("host", format!("{host}:{}", address.port()));
+            .header("host", format!("{host}:{}", self.address.port()));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
-        let (parts, body) = answer.into_parts();
+        self.sender.ready().await.context("the connection was closed")?;
+        let request = request.body(Full::new(Bytes::from(body)))?;
+        let (parts, body) = self.sender.send_request(request).await?.into_parts();
         let body = body.collect().await.context("the answer broke off")?.to_bytes();
-        connection.abort();
-        anyhow::Ok(Answer {
+        Ok(Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
             body: String::from_utf8_lossy(&body).into_owned(),
         })
-    };
-    tokio::time::timeout(LIMIT, exchange).await.context("no answer within a minute")?
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 /// The value of an `Authorization` header for a user and a password.

@@ -9,13 +9,23 @@ pub mod fixture;
 mod git;
 mod http;
 mod sweep;
+mod traces;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use cloud::{Cloud, CommandOutput, binary};
 pub use git::{PushOutcome, Repository};
-pub use http::Answer;
+pub use http::{Answer, Connection};
+pub use traces::Traces;
+
+/// Removes what crashed test runs have left on the machine.
+///
+/// # Panics
+/// When something of it stays.
+pub fn sweep_leftovers() {
+    sweep::sweep(&binary());
+}
 
 /// Asks again and again until there is an answer, at most for `limit`; panics with `what` then.
 pub async fn eventually<T, F, Answer>(what: &str, limit: Duration, mut question: F) -> T

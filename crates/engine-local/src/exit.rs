@@ -178,8 +178,8 @@ mod tests {
     #[tokio::test]
     async fn the_status_of_a_process_is_waited_for_while_a_slow_helper_holds_it() {
         become_reaper().unwrap();
-        // The helper never waits for its child, and lives on after it.
-        let script = "sh -c 'exit 3' & echo $!; exec sleep 2.5";
+        // The helper becomes a program that never waits for its child, and lives on after it.
+        let script = "sh -c 'sleep 0.5; exit 3' & echo $!; exec sleep 3";
         let mut helper =
             Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

@@ -244,7 +244,9 @@ async fn try_in(
     let exit = match Process::open(pid) {
         Ok(process) => process.wait().await,
         // It has ended, and the runtime has waited for it.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Exit::Unknown,
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            Exit::Unknown
+        }
         Err(error) => return Err(failed(error)),
     };
     // A program so short may be waited for by the runtime, and what it did is what counts.

@@ -220,12 +220,7 @@ impl Cloud {
     }
 
     /// Ends in the order of dependence: no new requests, no new work, then the engine.
-    async fn stop(
-        self,
-        data_dir: &DataDir,
-        serving: JoinHandle<()>,
-        reason: Reason,
-    ) -> Result<()> {
+    async fn stop(self, data_dir: &DataDir, serving: JoinHandle<()>, reason: Reason) -> Result<()> {
         serving.await.context("the listener failed")?;
         if !self.git.drain(DRAIN_LIMIT).await {
             tracing::warn!("pushes were still under way; the next start goes on with them");
