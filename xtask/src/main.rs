@@ -73,9 +73,12 @@ fn repository_root() -> Result<PathBuf> {
 
 fn up(root: &Path, arguments: &[String]) -> Result<()> {
     packages::install("run Updraft", packages::RUN)?;
-    eprintln!("xtask: building updraft (the first build takes a few minutes)");
+    let program = root.join("target/release/updraft");
+    if !program.is_file() {
+        eprintln!("xtask: building updraft (the first build takes a few minutes)");
+    }
     run(&mut cargo(root, &["build", "--release", "--locked", "--package", "updraft"]))?;
-    let mut updraft = std::process::Command::new(root.join("target/release/updraft"));
+    let mut updraft = std::process::Command::new(program);
     updraft.arg("up").args(arguments);
     exec(updraft)
 }
