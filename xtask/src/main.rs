@@ -8,6 +8,7 @@ mod process;
 mod rules;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -52,9 +53,19 @@ enum Task {
     Clean,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run_task(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_task(task: Task) -> Result<()> {
     let root = repository_root()?;
-    match Arguments::parse().task {
+    match task {
         Task::Up { arguments } => up(&root, &arguments),
         Task::Test { arguments } => test(&root, &arguments),
         Task::TestTemplates => test_templates(&root),
