@@ -67,7 +67,7 @@ async fn a_file_of_a_gigabyte_is_refused_with_the_limit() {
     let (cloud, repository, url) = cloud_with_page();
     let big = std::fs::File::create(repository.path().join("page/big")).unwrap();
     big.set_len(1 << 30).unwrap();
-    refused(&cloud, &repository, &url, &["page/big", "134217728"]).await;
+    refused(&cloud, &repository, &url, &["page/big", "1 GiB", "128 MiB are allowed"]).await;
 }
 
 #[tokio::test]
@@ -124,6 +124,61 @@ fn a_port_that_is_taken_is_named() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains(&address) && stderr.contains("--listen"), "{stderr}");
+}
+
+#[test]
+fn a_second_server_on_one_data_directory_is_kept_out() {
+    let mut cloud = Cloud::start();
+    let second = cloud.run(&["up", "--no-example", "--listen", "127.0.0.1:0"]);
+    assert_eq!(second.code, Some(1), "{}", second.stderr);
+    assert!(second.stderr.contains("another Updraft runs on"), "{}", second.stderr);
+    assert!(second.stderr.contains("--data-dir"), "{}", second.stderr);
+    assert!(cloud.runs(), "the first goes on");
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_shown_with_the_right_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("updraft.toml");
+    std::fs::write(&config, "[build]\nparalel = 2\n").unwrap();
+    let refused = |arguments: &[&str]| {
+        let mut command = updraft(&folder.path().join("data"));
+        let output = command
+            .args(["up", "--no-example", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        stderr
+    };
+    let stderr = refused(&["--config", config.to_str().unwrap()]);
+    assert!(stderr.contains("line 2") && stderr.contains("did you mean `parallel`?"), "{stderr}");
+    let stderr = refused(&["--config", "/not/there.toml"]);
+    assert!(stderr.contains("/not/there.toml"), "{stderr}");
+    let stderr = refused(&["--root", "not a name"]);
+    assert!(stderr.contains("not a name"), "{stderr}");
+    assert!(!folder.path().join("data").exists(), "nothing was touched");
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = |arguments: &[&str]| {
+        let mounted = Command::new("mount").args(arguments).arg(folder.path()).status();
+        assert!(mounted.unwrap().success(), "a read-only file system can be mounted");
+    };
+    mount(&["-t", "tmpfs", "-o", "ro", "updraft-test"]);
+    let data_dir = folder.path().join("data");
+    let output =
+        updraft(&data_dir).args(["up", "--no-example", "--listen", "127.0.0.1:0"]).output();
+    let unmounted = Command::new("umount").arg(folder.path()).status();
+    let output = output.unwrap();
+    assert!(unmounted.unwrap().success());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(data_dir.to_str().unwrap()), "{stderr}");
+    assert!(stderr.to_lowercase().contains("read-only"), "{stderr}");
 }
 
 #[test]

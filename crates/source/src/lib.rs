@@ -7,6 +7,7 @@ pub mod context;
 mod diagnostic;
 pub mod git;
 mod path;
+mod size;
 pub mod stack;
 pub mod template;
 mod tree;

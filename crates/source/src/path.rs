@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::diagnostic::quoted;
+use crate::size::readable;
 
 /// Longest path accepted, in bytes.
 pub(crate) const PATH_MAX: usize = 1024;
@@ -106,7 +107,7 @@ pub enum OpenError {
         expected: &'static str,
     },
     /// The owner's fault: more bytes than such a file may have.
-    #[error("{} has {size} bytes, {limit} are allowed", quoted(.path))]
+    #[error("{} has {}, {} are allowed", quoted(.path), readable(*size), readable(*limit))]
     TooLarge {
         /// The path as written.
         path: String,

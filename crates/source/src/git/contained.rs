@@ -13,6 +13,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
+use crate::size::readable;
+
 /// Longest target of a symbolic link; the kernel takes no longer one.
 const MAX_LINK_BYTES: u64 = 4095;
 
@@ -58,14 +60,19 @@ pub enum ContentError {
     },
     /// All files together are larger than allowed.
     #[error(
-        "the files are larger than {limit} bytes together, leave out what the functions do not need"
+        "the files are larger than {} together, leave out what the functions do not need",
+        readable(*limit)
     )]
     TooLarge {
         /// The most bytes allowed.
         limit: u64,
     },
     /// One file is larger than allowed.
-    #[error("`{path}` has {size} bytes, {limit} are allowed, keep large files elsewhere")]
+    #[error(
+        "`{path}` has {}, {} are allowed, keep large files elsewhere",
+        readable(*size),
+        readable(*limit)
+    )]
     FileTooLarge {
         /// The file.
         path: String,

@@ -36,6 +36,7 @@ use super::report::Report;
 use super::repository::{is_repository, size};
 use super::serve::{Service, full, kernel_limits, respond, service_command, text};
 use super::{GitBody, GitError, Inner, output::Output, query, upkeep};
+use crate::size::readable;
 
 const CONTENT_TYPE: &str = "application/x-git-receive-pack-result";
 
@@ -247,12 +248,12 @@ async fn take_in(push: &Receiving, body: &mut RequestBody) -> Result<Taken, Refu
                 format!(
                     "the repository would grow beyond {}, nothing was changed, remove large files \
                      from its history or ask for more room",
-                    readable_size(inner.options.max_repository_bytes)
+                    readable(inner.options.max_repository_bytes)
                 )
             } else {
                 format!(
                     "the push is larger than {}, nothing was changed, keep large files out of git",
-                    readable_size(limit)
+                    readable(limit)
                 )
             };
             return Err(Refusal::report(&head, &reason));
@@ -449,15 +450,5 @@ fn apply(report: &mut Report, verdict: Option<&PushVerdict>) {
         if let (Some(reason), true) = (failure, entry.outcome.is_ok()) {
             entry.outcome = Err(reason.to_owned());
         }
-    }
-}
-
-/// A number of bytes for people.
-fn readable_size(bytes: u64) -> String {
-    const MIB: u64 = 1024 * 1024;
-    match bytes {
-        0..1024 => format!("{bytes} bytes"),
-        1024..MIB => format!("{} KiB", bytes / 1024),
-        _ => format!("{} MiB", bytes / MIB),
     }
 }

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::diagnostic::quoted;
+use crate::size::readable;
 
 /// Bounds of one build context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,11 @@ impl Default for ContextLimits {
 #[derive(Debug, Error)]
 pub enum CopyError {
     /// All files together are too large.
-    #[error("the function's files have more than {limit} bytes in all, reached at {}", quoted(.path))]
+    #[error(
+        "the function's files have more than {} in all, reached at {}",
+        readable(*limit),
+        quoted(.path)
+    )]
     TotalBytes {
         /// The file that went over the limit.
         path: String,
@@ -44,7 +49,12 @@ pub enum CopyError {
         limit: u64,
     },
     /// One file is too large.
-    #[error("{} has {size} bytes, {limit} are allowed in one file", quoted(.path))]
+    #[error(
+        "{} has {}, {} are allowed in one file",
+        quoted(.path),
+        readable(*size),
+        readable(*limit)
+    )]
     FileBytes {
         /// The file.
         path: String,

@@ -340,6 +340,6 @@ async fn a_huge_file_that_packs_to_nothing_is_refused_at_its_size() {
     let limits = ContentLimits { max_file_bytes: 1024 * 1024, ..ContentLimits::default() };
     let result = checkout(&house.bare(), &commit, &place, &limits).await;
     let error = result.unwrap_err().to_string();
-    assert_eq!(error, "`huge` has 67108864 bytes, 1048576 are allowed, keep large files elsewhere");
+    assert_eq!(error, "`huge` has 64 MiB, 1 MiB are allowed, keep large files elsewhere");
     assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
 }

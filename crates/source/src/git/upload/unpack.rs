@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::git::GitBody;
 use crate::git::contained::{ContentError, ContentLimits, Kind, Manifest, Writer};
+use crate::size::readable;
 
 /// Most bytes of a header that carries a long name.
 const LONG_NAME_BYTES: u64 = 64 * 1024;
@@ -48,7 +49,10 @@ pub enum UploadError {
     #[error("the upload broke off, try again")]
     Broken(#[source] io::Error),
     /// The client's fault: more was sent than is allowed.
-    #[error("the upload is larger than {limit} bytes, leave out what the functions do not need")]
+    #[error(
+        "the upload is larger than {}, leave out what the functions do not need",
+        readable(*limit)
+    )]
     TooLarge {
         /// The most bytes allowed, as sent.
         limit: u64,
