@@ -98,7 +98,7 @@ async fn uploads_that_break_the_rules_are_refused_and_leave_nothing() {
         fs::write(tree.path().join(number.to_string()), "x").unwrap();
     }
     refused(upload(&host.alice(), "alice", tree.path()).await, 422, "more than 20 files");
-    refused(send(body(vec![0; 3 << 20])).await, 413, "1048576");
+    refused(send(body(vec![0; 3 << 20])).await, 413, "1 MiB");
     let admin = host.admin();
     let confusable = owner("bob-b");
     let (archive, _) = packed_body(working_tree(STACK).keep(), ContentLimits::default());
