@@ -11,14 +11,21 @@ use crate::cloud::binary;
 
 /// Puts the base images `names` into the data directory of a cloud that does not run yet.
 pub(crate) fn provide(names: &[&str], data_dir: &Path) {
-    let kept = keep(names);
-    fs::create_dir_all(data_dir).expect("the data directory can be made");
-    let copied = Command::new("cp")
-        .args(["--archive", "--reflink=auto"])
-        .arg(kept.join("containers"))
-        .arg(data_dir)
-        .status();
-    assert!(copied.is_ok_and(|status| status.success()), "the base images can be copied");
+    let kept = keep(names).join("containers");
+    let to = data_dir.join("containers");
+    fs::create_dir_all(&to).expect("the data directory can be made");
+    for entry in fs::read_dir(&kept).expect("the base images can be listed").flatten() {
+        // Layers are never written to again, and hold ten thousands of files; everything else is
+        // the cloud's own.
+        let is_layers = entry.file_name() == "overlay";
+        let how: &[&str] = if is_layers { &["--archive", "--link"] } else { &["--archive"] };
+        let copy = |how: &[&str]| {
+            let copied = Command::new("cp").args(how).arg(entry.path()).arg(&to).output();
+            copied.is_ok_and(|output| output.status.success())
+        };
+        // Links end at the border of a file system.
+        assert!(copy(how) || copy(&["--archive"]), "the base images can be copied");
+    }
 }
 
 /// Makes those base images that are not kept yet; returns the data directory that keeps them.

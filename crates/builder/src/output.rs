@@ -18,7 +18,6 @@ pub(crate) struct Output<'a> {
     names: Vec<(String, String)>,
     /// The beginning of an instruction of ours, which nobody wrote and nobody needs to see.
     hidden: Option<String>,
-    hiding: bool,
     line: Vec<u8>,
     returned: bool,
     passed: usize,
@@ -36,7 +35,6 @@ impl<'a> Output<'a> {
             sink,
             names,
             hidden,
-            hiding: false,
             line: Vec::new(),
             returned: false,
             passed: 0,
@@ -97,18 +95,14 @@ impl<'a> Output<'a> {
             }
         }
         if let Some(step) = step(&line) {
-            let ours = self.hidden.as_ref().is_some_and(|hidden| step.starts_with(hidden));
-            self.hiding = ours;
-            if ours {
+            if self.hidden.as_ref().is_some_and(|hidden| step.starts_with(hidden)) {
                 return;
             }
             self.step = Some(step.to_owned());
-        } else if self.hiding {
-            self.hiding = false;
-            // What it became: ` --> Using cache …` or ` --> 0123456789a`.
-            if line.starts_with("-->") {
-                return;
-            }
+            // Steps that nobody wrote are counted in, so the numbers would have gaps.
+            line = format!("STEP {step}");
+        } else if is_bookkeeping(&line) {
+            return;
         }
         self.pass(line);
     }
@@ -137,6 +131,20 @@ fn step(line: &str) -> Option<&str> {
     };
     let (count, instruction) = line.strip_prefix("STEP ")?.split_once(": ")?;
     count.bytes().all(|byte| byte.is_ascii_digit() || byte == b'/').then_some(instruction)
+}
+
+/// Whether a line tells only which layer or image a step became: `--> Using cache 0123…`,
+/// `--> 0123456789a`, the names that the result got and its bare id.
+fn is_bookkeeping(line: &str) -> bool {
+    let is_id = |text: &str| text.len() >= 11 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let became = line.strip_prefix("--> ");
+    let became = became.map(|rest| rest.strip_prefix("Using cache ").unwrap_or(rest));
+    let commit = line.split_once("] ").filter(|(stage, _)| stage.starts_with('['));
+    became.is_some_and(is_id)
+        || (line.len() == 64 && is_id(line))
+        || commit.map_or(line, |(_, rest)| rest).starts_with("COMMIT ")
+        || commit.is_some_and(|(_, rest)| rest == "COMMIT")
+        || line.starts_with("Successfully tagged localhost/")
 }
 
 /// The line without escape sequences and control characters, cut to its longest length.
@@ -210,8 +218,28 @@ mod tests {
 
     #[test]
     fn an_instruction_of_ours_is_not_shown() {
-        let text = "STEP 1/3: FROM a\nSTEP 2/3: ARG X=1 Y=2\n--> Using cache 12\nSTEP 3/3: ARG Y\n--> 34\n";
-        assert_eq!(lines(&[text]), ["STEP 1/3: FROM a", "STEP 3/3: ARG Y", "--> 34"]);
+        let text = "STEP 1/3: FROM a\nSTEP 2/3: ARG X=1 Y=2\n--> Using cache 0123456789ab\n\
+            STEP 3/3: ARG Y\n--> 0123456789a\n";
+        assert_eq!(lines(&[text]), ["STEP FROM a", "STEP ARG Y"]);
+    }
+
+    #[test]
+    fn which_layers_and_images_the_steps_became_is_not_shown() {
+        let id = "0123456789abcdef".repeat(4);
+        let text = format!(
+            "[2/2] STEP 1/2: FROM a\n[2/2] STEP 2/2: RUN make\n--> Using cache {id}\nmaking\n\
+             [1/2] COMMIT\n[2/2] COMMIT localhost/alice/x:1\n--> 0123456789a\n\
+             Successfully tagged localhost/alice/x:1\n{id}\n"
+        );
+        assert_eq!(lines(&[&text]), ["STEP FROM a", "STEP RUN make", "making"]);
+    }
+
+    #[test]
+    fn what_a_compiler_says_stays_as_it_is() {
+        let text =
+            "error[E0425]: cannot find `x`\n --> src/lib.rs:3:5\n--> src/lib.rs:3:5\n--> all\n";
+        assert_eq!(lines(&[text]).len(), 4);
+        assert_eq!(lines(&["COMMITTED\nabcdef0123456\n"]).len(), 2);
     }
 
     #[test]

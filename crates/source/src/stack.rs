@@ -178,28 +178,27 @@ impl Stack {
         Ok(stack)
     }
 
-    /// Checks that every function's language and build options are known, so that the stack file's
-    /// own line can be shown instead of a later failure.
+    /// Checks that a function's language is known, so that the stack file's own line can be shown
+    /// instead of a later failure. A function that the stack does not have is fine.
     ///
     /// # Errors
     /// The owner's fault; names the nearest template and all there are.
-    pub fn check_templates(
+    pub fn check_template(
         &self,
+        name: &FunctionName,
         checkout: &Path,
         templates: &Templates,
     ) -> Result<(), StackError> {
-        for function in self.functions.values().filter(|function| !function.skip_build) {
-            if let Err(error) = templates.find(checkout, &function.template) {
-                let text = error.to_string();
-                let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
-                let diagnostic = self.complain(function.template_position, message);
-                return Err(match hint {
-                    "" => diagnostic.into(),
-                    hint => diagnostic.hint(hint).into(),
-                });
-            }
-        }
-        Ok(())
+        let function = self.functions.get(name).filter(|function| !function.skip_build);
+        let Some(function) = function else { return Ok(()) };
+        let Err(error) = templates.find(checkout, &function.template) else { return Ok(()) };
+        let text = error.to_string();
+        let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
+        let diagnostic = self.complain(function.template_position, message);
+        Err(match hint {
+            "" => diagnostic.into(),
+            hint => diagnostic.hint(hint).into(),
+        })
     }
 
     fn complain(&self, position: Position, message: impl Into<String>) -> Diagnostic {

@@ -112,7 +112,8 @@ impl Run {
     /// Reads the stack and makes the contexts. The same commit gives the same result each time.
     pub(super) async fn prepare(&self) -> Result<Prepared, Halt> {
         let checkout = self.checkout_folder();
-        let stack = tokio::task::spawn_blocking(move || Stack::read(&checkout, &BTreeMap::new()))
+        let variables = self.variables();
+        let stack = tokio::task::spawn_blocking(move || Stack::read(&checkout, &variables))
             .await
             .map_err(|error| Halt::failed(FailedStep::Plan, &error.to_string()))?
             .map_err(|error| Halt::failed(FailedStep::Plan, &chain(&error)))?;
@@ -138,6 +139,19 @@ impl Run {
         let functions: Vec<_> = stream::iter(plans).buffered(CONTEXTS_AT_ONCE).collect().await;
         let functions = functions.into_iter().collect::<Result<_, _>>()?;
         Ok(Prepared { functions, removed })
+    }
+
+    /// What `${…}` in a stack file may mean: facts of the push itself, nothing of the platform.
+    fn variables(&self) -> BTreeMap<String, String> {
+        let push = &self.push;
+        [
+            ("GIT_SHA", push.commit.as_str()),
+            ("GIT_BRANCH", self.branch.as_str()),
+            ("OWNER", push.owner.as_str()),
+            ("REPOSITORY", push.repository.as_str()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
     }
 
     async fn plan_function(
@@ -290,18 +304,21 @@ impl Run {
         let limits = self.pipeline.options.context_limits;
         let name = name.clone();
         let made = tokio::task::spawn_blocking(move || {
-            context::prepare(ContextRequest {
+            // Said with the line of the stack file.
+            let known = stack.check_template(&name, &checkout, &templates);
+            known.map_err(|error| Refusal::plan(&error))?;
+            let made = context::prepare(ContextRequest {
                 checkout: &checkout,
                 stack: &stack,
                 function: &name,
                 templates: &templates,
                 destination: &contexts.join(name.as_str()),
                 limits: &limits,
-            })
+            });
+            made.map_err(|error| Refusal::plan(&error))
         })
         .await;
         made.map_err(|error| Refusal::text(FailedStep::Plan, error.to_string()))?
-            .map_err(|error| Refusal::plan(&error))
     }
 
     /// The image of the last build with that key, when it is still here.

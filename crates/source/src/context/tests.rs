@@ -234,8 +234,8 @@ fn the_examples_and_samples_of_the_repository_make_contexts_without_warnings() {
         let checkout = root.join("examples").join(example);
         let stack = Stack::read(&checkout, &BTreeMap::new()).unwrap();
         assert_eq!((stack.functions.len(), stack.warnings.as_slice()), (count, &[][..]));
-        stack.check_templates(&checkout, &templates).unwrap();
         for function in stack.functions.keys() {
+            stack.check_template(function, &checkout, &templates).unwrap();
             prepare(ContextRequest {
                 checkout: &checkout,
                 stack: &stack,

@@ -294,12 +294,13 @@ fn a_stack_file_that_is_a_link_or_huge_is_refused() {
 fn an_unknown_template_is_shown_in_the_stack_file() {
     let folder = checkout(&[]);
     let templates = Templates::new(bytes::Bytes::new(), false);
+    let f: FunctionName = FunctionName::new("f").unwrap();
     let stack = parse("functions:\n  f:\n    lang: pyton\n    handler: f\n").unwrap();
-    let error = stack.check_templates(folder.path(), &templates).unwrap_err().to_string();
+    let error = stack.check_template(&f, folder.path(), &templates).unwrap_err().to_string();
     assert!(error.starts_with("stack.yml:3:11: unknown template `pyton`\n"), "{error}");
     assert!(error.contains("did you mean `python`?"), "{error}");
     let skipped = parse("functions: {f: {lang: pyton, skip_build: true, image: a/b}}").unwrap();
-    skipped.check_templates(folder.path(), &templates).unwrap();
+    skipped.check_template(&f, folder.path(), &templates).unwrap();
 }
 
 proptest! {
