@@ -11,7 +11,8 @@ use crate::cloud::binary;
 
 /// Puts the base images `names` into the data directory of a cloud that does not run yet.
 pub(crate) fn provide(names: &[&str], data_dir: &Path) {
-    let kept = keep(names).join("containers");
+    let (kept, _unchanged) = keep(names);
+    let kept = kept.join("containers");
     let to = data_dir.join("containers");
     fs::create_dir_all(&to).expect("the data directory can be made");
     for entry in fs::read_dir(&kept).expect("the base images can be listed").flatten() {
@@ -21,15 +22,19 @@ pub(crate) fn provide(names: &[&str], data_dir: &Path) {
         let how: &[&str] = if is_layers { &["--archive", "--link"] } else { &["--archive"] };
         let copy = |how: &[&str]| {
             let copied = Command::new("cp").args(how).arg(entry.path()).arg(&to).output();
-            copied.is_ok_and(|output| output.status.success())
+            let copied = copied.expect("cp can be started");
+            if copied.status.success() { Ok(()) } else { Err(copied.stderr) }
         };
         // Links end at the border of a file system.
-        assert!(copy(how) || copy(&["--archive"]), "the base images can be copied");
+        if let Err(told) = copy(how).or_else(|_| copy(&["--archive", "--force"])) {
+            panic!("the base images cannot be copied: {}", String::from_utf8_lossy(&told));
+        }
     }
 }
 
-/// Makes those base images that are not kept yet; returns the data directory that keeps them.
-fn keep(names: &[&str]) -> PathBuf {
+/// Makes those base images that are not kept yet. Returns the data directory that keeps them, and
+/// a lock: while that is held, no other test adds an image to the folder that is being copied.
+fn keep(names: &[&str]) -> (PathBuf, File) {
     let binary = binary();
     let profile = binary.parent().expect("the binary lies in a folder");
     let kept = profile.join("../updraft-test-images");
@@ -51,5 +56,6 @@ fn keep(names: &[&str]) -> PathBuf {
         .output()
         .expect("updraft can be started");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    data_dir
+    rustix::fs::flock(&lock, FlockOperation::LockShared).expect("the lock can be shared");
+    (data_dir, lock)
 }
