@@ -358,6 +358,16 @@ impl Engine for LocalEngine {
         self.shared.secrets.list(namespace)
     }
 
+    async fn read_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<SecretValue, EngineError> {
+        self.namespaces.check(namespace)?;
+        self.check_secret(namespace, name)?;
+        self.shared.secrets.read(namespace, name)
+    }
+
     async fn create_secret(
         &self,
         namespace: &Namespace,

@@ -83,6 +83,17 @@ impl SecretStore {
         self.file(namespace, name).is_file()
     }
 
+    /// A kept value.
+    pub(crate) fn read(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<SecretValue, EngineError> {
+        fs::read(self.file(namespace, name))
+            .map(SecretValue::new)
+            .map_err(|error| EngineError::engine(format!("read secret `{name}`"), error))
+    }
+
     /// Keeps a new secret, durably.
     pub(crate) fn create(
         &self,

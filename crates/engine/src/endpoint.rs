@@ -59,6 +59,8 @@ pub enum Availability {
     Ready,
     /// No replica is desired; a request must ask for one.
     Asleep,
+    /// Replicas are there and frozen; a request must ask for the thaw.
+    Frozen,
     /// Replicas are desired and on their way.
     Starting,
     /// Replicas are desired and the last attempt failed, for the reason given; the engine goes

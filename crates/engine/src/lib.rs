@@ -25,7 +25,7 @@ pub use endpoint::{
 };
 pub use error::{EngineError, Fault};
 pub use status::{
-    Capabilities, EngineInfo, FunctionStatus, LogLine, NamespaceInfo, Revision, SecretValue,
+    Capabilities, EngineInfo, FunctionStatus, LogLine, NamespaceInfo, Revision, SecretValue, Usage,
     Version,
 };
 
@@ -114,6 +114,41 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// [`EngineError::UnknownFunction`].
     async fn scale(&self, id: &FunctionId, replicas: u32) -> Result<(), EngineError>;
 
+    /// Makes a function that rests able to take requests again: thaws what is frozen, else runs
+    /// the minimum. Does nothing to one that is awake. Returns as soon as the desire is recorded;
+    /// the endpoint table shows when requests can go.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`].
+    async fn wake(&self, id: &FunctionId) -> Result<(), EngineError> {
+        let status = self.get(id).await?;
+        let status = status.ok_or_else(|| EngineError::UnknownFunction(id.clone()))?;
+        match status.replicas {
+            0 => self.scale(id, status.spec.scale_min()).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Freezes the replicas of a function that has no request under way: they keep their memory
+    /// and use no processor until [`Self::wake`]. Nothing else changes: desired replicas stay.
+    ///
+    /// Returns whether the function is frozen now; it is not while requests are under way, while
+    /// replicas start or go, or on an engine that cannot ([`Capabilities::freeze`]).
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`].
+    async fn freeze(&self, _id: &FunctionId) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    /// What a function's replicas use now; nothing when the engine cannot tell.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`].
+    async fn usage(&self, _id: &FunctionId) -> Result<Option<Usage>, EngineError> {
+        Ok(None)
+    }
+
     /// Where requests can go: always the newest table, and a wake-up for each change of it.
     fn endpoints(&self) -> watch::Receiver<EndpointTable>;
 
@@ -131,6 +166,17 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// [`EngineError::UnknownNamespace`].
     async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError>;
+
+    /// A secret's value, for what the platform itself does on a function's behalf (checking a
+    /// signature, pulling a private image). It is never handed to a caller.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownNamespace`], [`EngineError::UnknownSecret`].
+    async fn read_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<SecretValue, EngineError>;
 
     /// Keeps a new secret.
     ///

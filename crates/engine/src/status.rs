@@ -62,6 +62,18 @@ pub struct FunctionStatus {
     pub message: Option<String>,
 }
 
+/// What the replicas of one function use, together.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Usage {
+    /// Seconds of one processor used by the replicas that are there, since each started. Falls
+    /// when a replica goes: two readings with the same replicas give the load between them.
+    pub cpu_seconds: f64,
+    /// Bytes of memory in use, without what the kernel can drop at once.
+    pub memory_bytes: u64,
+    /// Replicas read.
+    pub replicas: u32,
+}
+
 /// One line that a replica wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {

@@ -21,6 +21,21 @@ pub struct Function {
     pub(crate) timeout: Duration,
 }
 
+/// What a function carries at one moment.
+#[derive(Debug, Clone)]
+pub struct FunctionLoad {
+    /// The spec that takes traffic.
+    pub spec: Arc<FunctionSpec>,
+    /// What a request can expect.
+    pub availability: Availability,
+    /// Replicas that are ready.
+    pub ready: usize,
+    /// Calls under way, those that wait for a replica included.
+    pub in_flight: u64,
+    /// Calls that have begun since this process first saw the function.
+    pub started: u64,
+}
+
 /// What stays the same while replicas come and go.
 #[derive(Debug)]
 pub(crate) struct FunctionState {
@@ -80,6 +95,17 @@ impl Function {
     /// What a request can expect.
     pub fn availability(&self) -> &Availability {
         &self.endpoints.availability
+    }
+
+    /// What it carries now.
+    pub(crate) fn load(&self) -> FunctionLoad {
+        FunctionLoad {
+            spec: Arc::clone(self.spec()),
+            availability: self.availability().clone(),
+            ready: self.replicas.len(),
+            in_flight: self.state.metrics.in_flight(),
+            started: self.state.metrics.started(),
+        }
     }
 
     /// How long it may take to its headers, and how long a body may stand still.

@@ -19,7 +19,7 @@ use updraft_model::{FunctionId, format_duration};
 use crate::body::{AnswerKind, InvokeBody, RequestBody};
 use crate::connection::{Connection, ExchangeError, Flow};
 use crate::failure::Failure;
-use crate::function::Function;
+use crate::function::{Function, FunctionLoad};
 use crate::headers::{self, Caller, Marks};
 use crate::metrics::{Account, FunctionsCollector};
 use crate::options::InvokeOptions;
@@ -131,6 +131,16 @@ impl Invoker {
             .load()
             .by_id(id)
             .map_or(0, |function| function.state.metrics.invocations())
+    }
+
+    /// What every known function carries now, for whoever scales them.
+    pub fn loads(&self) -> Vec<FunctionLoad> {
+        self.shared.table.load().functions().map(|function| function.load()).collect()
+    }
+
+    /// Counts the changes of the table that [`Self::find`] reads: wakes whoever follows functions.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
     }
 
     /// Adds the numbers of all functions to a registry.

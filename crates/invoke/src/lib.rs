@@ -24,7 +24,7 @@ mod wire;
 
 pub use body::{BodyError, InvokeBody, RequestBody};
 pub use failure::{Failure, INTERNAL};
-pub use function::Function;
+pub use function::{Function, FunctionLoad};
 pub use headers::{CALL_ID, Caller, Scheme, call_id};
 pub use invoker::Invoker;
 pub use options::InvokeOptions;

@@ -57,6 +57,16 @@ impl FunctionMetrics {
         self.outcomes().map(Outcomes::count).sum()
     }
 
+    /// Calls that have begun.
+    pub(crate) fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Calls under way.
+    pub(crate) fn in_flight(&self) -> u64 {
+        u64::try_from(self.in_flight.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
     fn outcomes(&self) -> impl Iterator<Item = &Outcomes> {
         std::iter::successors(self.outcomes.get(), |outcomes| outcomes.next.get())
             .map(AsRef::as_ref)

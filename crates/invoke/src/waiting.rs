@@ -62,7 +62,9 @@ impl Shared {
             let mut until = deadline;
             match function.availability() {
                 Availability::Ready if !Arc::ptr_eq(&function, tried) => return Ok(function),
-                Availability::Asleep => waking = Some(self.wake(&function)),
+                Availability::Asleep | Availability::Frozen => {
+                    waking = Some(self.wake(&function));
+                }
                 Availability::Failing(_) => {
                     let end = Instant::now() + self.options.failing_patience;
                     until = until.min(*patience.get_or_insert(end));
@@ -127,11 +129,10 @@ async fn run_wake(
     outcome: watch::Sender<Option<String>>,
 ) {
     let id = function.id();
-    let replicas = function.spec().scale_min();
-    tracing::debug!(function = %id, replicas, "waking a function");
+    tracing::debug!(function = %id, "waking a function");
     let mut changes = shared.changes.subscribe();
-    let scaled = timeout(shared.options.wake_limit, shared.engine.scale(id, replicas)).await;
-    let refused = match scaled {
+    let woken = timeout(shared.options.wake_limit, shared.engine.wake(id)).await;
+    let refused = match woken {
         Ok(Ok(())) => None,
         Ok(Err(error)) => {
             tracing::warn!(function = %id, error = &error as &dyn std::error::Error, "cannot wake");
@@ -145,17 +146,15 @@ async fn run_wake(
     }
     let shown = async {
         loop {
-            let asleep = shared
-                .table
-                .load()
-                .by_name(&function.state.qualified)
-                .is_some_and(|now| *now.availability() == Availability::Asleep);
-            if !asleep || changes.changed().await.is_err() {
+            let rests = shared.table.load().by_name(&function.state.qualified).is_some_and(|now| {
+                matches!(now.availability(), Availability::Asleep | Availability::Frozen)
+            });
+            if !rests || changes.changed().await.is_err() {
                 return;
             }
         }
     };
-    // A function that is still asleep then may be woken once more.
+    // A function that still rests then may be woken once more.
     let _ = timeout(WAKE_SHOWS, shown).await;
 }
 

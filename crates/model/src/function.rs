@@ -22,6 +22,16 @@ pub mod labels {
     pub const SCALE_FACTOR: &str = "com.openfaas.scale.factor";
     /// `true`: stop all replicas when idle.
     pub const SCALE_ZERO: &str = "com.openfaas.scale.zero";
+    /// How long without a call is idle: seconds or a Go duration.
+    pub const SCALE_ZERO_DURATION: &str = "com.openfaas.scale.zero-duration";
+    /// What load is measured in: `rps`, `capacity` or `cpu`.
+    pub const SCALE_TYPE: &str = "com.openfaas.scale.type";
+    /// Load that one replica should carry, in the unit of the type.
+    pub const SCALE_TARGET: &str = "com.openfaas.scale.target";
+    /// Share of the target at which to scale, above 0 and at most 1.
+    pub const SCALE_TARGET_PROPORTION: &str = "com.openfaas.scale.target-proportion";
+    /// How long the highest recommendation is kept before scaling down: a Go duration.
+    pub const SCALE_DOWN_WINDOW: &str = "com.openfaas.scale.down.window";
     /// Marks a function that a push deployed; value `1`.
     pub const GIT_CLOUD: &str = "com.openfaas.cloud.git-cloud";
     /// The owner whose push deployed the function.
@@ -52,6 +62,23 @@ pub mod annotations {
     pub const GIT_REPO_URL: &str = "com.openfaas.cloud.git-repo-url";
     /// The release number that is deployed, as text.
     pub const RELEASE: &str = "updraft.release";
+    /// Queue of the function's asynchronous calls.
+    pub const QUEUE: &str = "com.openfaas.queue";
+    /// How often a failed asynchronous call is tried again.
+    pub const RETRY_ATTEMPTS: &str = "com.openfaas.retry.attempts";
+    /// Statuses after which it is tried again, separated by commas.
+    pub const RETRY_CODES: &str = "com.openfaas.retry.codes";
+    /// Shortest wait before it is tried again: seconds or a Go duration.
+    pub const RETRY_MIN_WAIT: &str = "com.openfaas.retry.min_wait";
+    /// Longest wait before it is tried again: seconds or a Go duration.
+    pub const RETRY_MAX_WAIT: &str = "com.openfaas.retry.max_wait";
+    /// What calls the function beside its callers, separated by commas: `cron-function` or a
+    /// connector's topic.
+    pub const TOPIC: &str = "topic";
+    /// When a function with topic `cron-function` is called: cron expressions separated by `;`.
+    pub const SCHEDULE: &str = "schedule";
+    /// Time zone of the schedule, such as `Europe/Berlin`; UTC when absent.
+    pub const TIMEZONE: &str = "timezone";
     /// The one limit on an invocation from first byte in to last byte out: seconds or a Go duration.
     pub const TIMEOUT: &str = "updraft.timeout";
 }

@@ -163,6 +163,9 @@ impl Engine for Double {
     async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretName>, EngineError> {
         absent()
     }
+    async fn read_secret(&self, _: &Namespace, _: &SecretName) -> Result<SecretValue, EngineError> {
+        absent()
+    }
     async fn create_secret(
         &self,
         _: &Namespace,

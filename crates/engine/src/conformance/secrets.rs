@@ -32,11 +32,15 @@ pub async fn secrets_are_created_listed_updated_and_removed<H: Harness>(judge: A
     let again = engine.create_secret(&place, &secret("b"), SecretValue::new("2")).await;
     assert!(matches!(again, Err(EngineError::SecretExists { .. })));
     engine.update_secret(&place, &secret("b"), SecretValue::new("2")).await.unwrap();
+    let value = engine.read_secret(&place, &secret("b")).await.unwrap();
+    assert_eq!(value.expose(), b"2");
     engine.remove_secret(&place, &secret("b")).await.unwrap();
     assert_eq!(engine.list_secrets(&place).await.unwrap(), [secret("a.key")]);
     let gone = engine.remove_secret(&place, &secret("b")).await;
     assert!(matches!(gone, Err(EngineError::UnknownSecret { .. })));
     let gone = engine.update_secret(&place, &secret("b"), SecretValue::new("3")).await;
+    assert!(matches!(gone, Err(EngineError::UnknownSecret { .. })));
+    let gone = engine.read_secret(&place, &secret("b")).await;
     assert!(matches!(gone, Err(EngineError::UnknownSecret { .. })));
     let nowhere = Namespace::new("nowhere").unwrap();
     let wrong = engine.create_secret(&nowhere, &secret("b"), SecretValue::new("1")).await;

@@ -235,6 +235,20 @@ impl Engine for MemoryEngine {
         Ok(here.map(|(_, name)| name.clone()).collect())
     }
 
+    async fn read_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<SecretValue, EngineError> {
+        let state = self.state_with(namespace)?;
+        let key = (namespace.clone(), name.clone());
+        state
+            .secrets
+            .get(&key)
+            .cloned()
+            .ok_or(EngineError::UnknownSecret { namespace: key.0, name: key.1 })
+    }
+
     async fn create_secret(
         &self,
         namespace: &Namespace,

@@ -204,6 +204,10 @@ impl Engine for RecordingEngine {
         Err(unsupported())
     }
 
+    async fn read_secret(&self, _: &Namespace, _: &SecretName) -> Result<SecretValue, EngineError> {
+        Err(unsupported())
+    }
+
     async fn create_secret(
         &self,
         _: &Namespace,
