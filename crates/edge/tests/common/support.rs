@@ -144,6 +144,10 @@ impl Engine for Double {
     async fn get(&self, _: &FunctionId) -> Result<Option<FunctionStatus>, EngineError> {
         absent()
     }
+    async fn wake(&self, id: &FunctionId) -> Result<(), EngineError> {
+        let minimum = self.table.borrow().get(id).map_or(1, |function| function.spec.scale_min());
+        self.scale(id, minimum).await
+    }
     async fn scale(&self, id: &FunctionId, replicas: u32) -> Result<(), EngineError> {
         self.scales.lock().unwrap().push((id.clone(), replicas));
         match &*self.on_scale.lock().unwrap() {
