@@ -91,6 +91,38 @@ async fn node_says_hello_and_installs_what_package_json_names() {
 
 #[tokio::test]
 #[ignore = "builds toolchain images, minutes: make test-templates"]
+async fn nodes_lock_file_is_kept_to_for_local_packages_too() {
+    let journey = Journey::new("node", "node");
+    let lock = r#"{"name": "hello", "version": "1.0.0", "lockfileVersion": 3, "requires": true,
+        "packages": {
+            "": {"name": "hello", "version": "1.0.0", "dependencies": {"greeting": "file:greeting"}},
+            "greeting": {"version": "1.0.0"},
+            "node_modules/greeting": {"resolved": "greeting", "link": true}
+        }}"#;
+    let package = |dependencies: &str| {
+        format!(r#"{{"name": "hello", "version": "1.0.0", "dependencies": {{{dependencies}}}}}"#)
+    };
+    journey
+        .write("package.json", &package(r#""greeting": "file:greeting""#))
+        .write("package-lock.json", lock)
+        .write("greeting/package.json", r#"{"name": "greeting", "version": "1.0.0"}"#)
+        .write("greeting/index.js", "module.exports = 'Bonjour';\n")
+        .write("handler.js", "module.exports = async () => require('greeting');\n");
+    journey.push().expect("", "Bonjour").await;
+    // A dependency that the lock file does not know is refused, not looked up somewhere.
+    journey
+        .write("package.json", &package(r#""greeting": "file:greeting", "other": "file:other""#))
+        .write("other/package.json", r#"{"name": "other", "version": "1.0.0"}"#);
+    let push = ["push", "--owner", "demo", "--repo", "sample", journey.folder()];
+    let refused = journey.cloud.run(&push);
+    assert_ne!(refused.code, Some(0));
+    let told = refused.stdout + &refused.stderr;
+    assert!(told.contains("package-lock.json"), "{told}");
+    journey.expect("", "Bonjour").await;
+}
+
+#[tokio::test]
+#[ignore = "builds toolchain images, minutes: make test-templates"]
 async fn go_says_hello_with_a_module_and_without() {
     let journey = Journey::new("go", "go");
     journey.push().expect("?name=Ada", "Hello, Ada!\n").await;
