@@ -79,8 +79,19 @@ pub mod annotations {
     pub const SCHEDULE: &str = "schedule";
     /// Time zone of the schedule, such as `Europe/Berlin`; UTC when absent.
     pub const TIMEZONE: &str = "timezone";
-    /// The one limit on an invocation from first byte in to last byte out: seconds or a Go duration.
+    /// The one limit on an invocation: how long it may take to the head of the answer, and how
+    /// long either body may stand still. Seconds or a Go duration.
     pub const TIMEOUT: &str = "updraft.timeout";
+    /// Most calls at once on each replica; further ones wait.
+    pub const CONCURRENCY: &str = "updraft.concurrency";
+    /// Most calls that wait because of [`CONCURRENCY`]; further ones are refused.
+    pub const QUEUE_LIMIT: &str = "updraft.queue-limit";
+    /// What a caller must show: `token` or `hmac`.
+    pub const AUTH: &str = "updraft.auth";
+    /// Which of the function's secrets holds the keys for [`AUTH`], one a line.
+    pub const AUTH_SECRET: &str = "updraft.auth-secret";
+    /// What the function's server speaks: `http1` (the default) or `h2c`.
+    pub const PROTOCOL: &str = "updraft.protocol";
 }
 
 /// Where a function is found in the engine: its name and its namespace.
@@ -176,6 +187,19 @@ pub enum SpecError {
     /// The client set a label that only the engine sets, to something else.
     #[error("label `{0}` is set by the platform, remove it")]
     ReservedLabel(&'static str),
+    /// An annotation of Updraft's has a value that it cannot have.
+    #[error("annotation `{key}` is `{value}`, expected {expected}")]
+    Annotation {
+        /// Its key.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        expected: &'static str,
+    },
+    /// The keys of a private function are in a secret that the function does not have.
+    #[error("`{0}` is not one of the function's secrets, add it to them")]
+    ForeignKeys(String),
 }
 
 impl FunctionSpec {
@@ -212,7 +236,7 @@ impl FunctionSpec {
         if self.labels.get(labels::FUNCTION).is_some_and(|name| name != self.id.name.as_str()) {
             return Err(SpecError::ReservedLabel(labels::FUNCTION));
         }
-        Ok(())
+        self.check_policy()
     }
 
     /// The owner whose push deployed this, if it came by a push.

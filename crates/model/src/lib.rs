@@ -9,6 +9,7 @@ mod duration;
 mod function;
 mod image;
 mod name;
+mod policy;
 mod quantity;
 
 pub use digest::{Digest, ParseDigestError};
@@ -18,4 +19,5 @@ pub use image::{ImageRef, ParseImageRefError};
 pub use name::{
     FunctionName, NameError, Namespace, OwnerName, RepositoryName, SecretName, owners_collide,
 };
+pub use policy::{Proof, Protection, Protocol};
 pub use quantity::{CpuQuantity, MemoryQuantity, ParseQuantityError};
