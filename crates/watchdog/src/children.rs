@@ -94,13 +94,23 @@ impl Drop for Group {
     }
 }
 
-/// A started process with its three pipes.
+/// Where the two outputs of a process go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Streams {
+    /// Each into a pipe of its own.
+    Apart,
+    /// Both into one pipe, in the order in which they are written.
+    Together,
+}
+
+/// A started process with its pipes.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) group: Arc<Group>,
     pub(crate) stdin: pipe::Sender,
     pub(crate) stdout: pipe::Receiver,
-    pub(crate) stderr: pipe::Receiver,
+    /// `None` where standard output takes the errors, too.
+    pub(crate) stderr: Option<pipe::Receiver>,
     pub(crate) exit: oneshot::Receiver<Exit>,
 }
 
@@ -126,19 +136,28 @@ impl Children {
         Ok(children)
     }
 
-    /// Starts a process in a group of its own, with pipes on all three streams.
+    /// Starts a process in a group of its own, with pipes on all its streams.
     pub(crate) fn spawn(
         &self,
         line: &CommandLine,
         environment: impl IntoIterator<Item = (String, String)>,
+        streams: Streams,
     ) -> io::Result<Child> {
+        let (stdout, stdout_end) = io::pipe()?;
+        let (stderr, stderr_end) = match streams {
+            Streams::Together => (None, stdout_end.try_clone()?),
+            Streams::Apart => {
+                let (stderr, stderr_end) = io::pipe()?;
+                (Some(stderr), stderr_end)
+            }
+        };
         let mut command = Command::new(&line.program);
         command
             .args(&line.arguments)
             .envs(environment)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(stdout_end)
+            .stderr(stderr_end)
             .process_group(0);
         let (sender, exit) = oneshot::channel();
         // The lock is held over the start: a process that ends at once is reaped only after it
@@ -151,13 +170,13 @@ impl Children {
         let group = Arc::new(Group { leader, armed: AtomicBool::new(true) });
         let missing = || io::Error::other("a pipe of the process is missing");
         let stdin = child.stdin.take().ok_or_else(missing)?;
-        let stdout = child.stdout.take().ok_or_else(missing)?;
-        let stderr = child.stderr.take().ok_or_else(missing)?;
         Ok(Child {
             group,
             stdin: pipe::Sender::from_owned_fd(OwnedFd::from(stdin))?,
             stdout: pipe::Receiver::from_owned_fd(OwnedFd::from(stdout))?,
-            stderr: pipe::Receiver::from_owned_fd(OwnedFd::from(stderr))?,
+            stderr: stderr
+                .map(|stderr| pipe::Receiver::from_owned_fd(OwnedFd::from(stderr)))
+                .transpose()?,
             exit,
         })
     }

@@ -13,6 +13,8 @@ use crate::duration::parse_setting;
 use crate::lines::LineStyle;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// In place of a limit where there is none.
+const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 /// Longest line of the child that is logged whole unless `log_buffer_size` says otherwise.
 const DEFAULT_LINE: usize = 64 * 1024;
 /// Most bytes of one body that are held in memory where a mode needs the whole of it.
@@ -39,7 +41,7 @@ pub enum ConfigError {
         reason: &'static str,
     },
     /// A mode this binary does not have.
-    #[error("unknown mode `{0}`: use `http`, `streaming`, `serializing` or `static`")]
+    #[error("unknown mode `{0}`: use `http`, `streaming`, `serializing`, `classic` or `static`")]
     UnknownMode(String),
     /// A mode that only exists as a library.
     #[error(
@@ -134,8 +136,29 @@ pub(crate) enum Mode {
     Streaming { command: CommandLine },
     /// Start a process for it; bodies are held whole.
     Serializing { command: CommandLine },
+    /// Start a process for it as the first OpenFaaS watchdog did.
+    Classic { command: CommandLine, settings: Classic },
     /// Serve a file.
     Static { root: PathBuf },
+}
+
+/// What only mode classic can be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Classic {
+    /// Mix the process's errors into the answer rather than log them.
+    pub(crate) combine_output: bool,
+    /// Give the process the request as variables.
+    pub(crate) cgi_headers: bool,
+    /// Give the process headers and body as JSON on its input.
+    pub(crate) marshal_request: bool,
+    /// Log what the process prints.
+    pub(crate) write_debug: bool,
+    /// Log the headers of request and answer.
+    pub(crate) debug_headers: bool,
+    /// `None` repeats the request's type.
+    pub(crate) content_type: Option<HeaderValue>,
+    /// Also take HEAD and OPTIONS, which the original refuses.
+    pub(crate) all_methods: bool,
 }
 
 impl Mode {
@@ -144,6 +167,7 @@ impl Mode {
             Self::Http { .. } => "http",
             Self::Streaming { .. } => "streaming",
             Self::Serializing { .. } => "serializing",
+            Self::Classic { .. } => "classic",
             Self::Static { .. } => "static",
         }
     }
@@ -152,7 +176,8 @@ impl Mode {
         match self {
             Self::Http { command, .. }
             | Self::Streaming { command }
-            | Self::Serializing { command } => Some(command),
+            | Self::Serializing { command }
+            | Self::Classic { command, .. } => Some(command),
             Self::Static { .. } => None,
         }
     }
@@ -166,8 +191,8 @@ pub struct Config {
     pub(crate) port: u16,
     /// Limit for receiving a request and for an idle connection; `None` is no limit.
     pub(crate) read_timeout: Option<Duration>,
-    /// Limit for answering a request, and for draining.
-    pub(crate) write_timeout: Duration,
+    /// Limit for answering a request, and for draining; `None`, in mode classic only, is no limit.
+    pub(crate) write_timeout: Option<Duration>,
     /// Limit for one invocation; `None` is no limit.
     pub(crate) exec_timeout: Option<Duration>,
     /// How long to go on serving after SIGTERM.
@@ -198,7 +223,13 @@ impl Config {
     /// The first setting that makes a start pointless; nothing has happened yet then.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
-        let flag = |name: &str| matches!(get(name).as_deref(), Some("true" | "1"));
+        // The two original watchdogs read some values differently.
+        let classic = get("mode").as_deref() == Some("classic");
+        let flag = |name: &str| match get(name).as_deref() {
+            Some("true") => true,
+            Some("1") => !classic,
+            _ => false,
+        };
         let timeout = |name: &str, default| parse_setting(get(name).as_deref(), default);
         let limit = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
 
@@ -206,11 +237,12 @@ impl Config {
             return Err(ConfigError::JwtUnsupported);
         }
         let write_timeout = timeout("write_timeout", DEFAULT_TIMEOUT);
-        if write_timeout.is_zero() {
+        if write_timeout.is_zero() && !classic {
             return Err(ConfigError::ZeroWriteTimeout);
         }
-        let content_type =
-            get("content_type").unwrap_or_else(|| "application/octet-stream".to_owned());
+        let content_type = get("content_type")
+            .map(|text| HeaderValue::from_str(&text).map_err(|_| ConfigError::BadContentType(text)))
+            .transpose()?;
         let line_limit = match get("log_buffer_size") {
             None => Some(DEFAULT_LINE),
             Some(text) => match text.parse::<i64>() {
@@ -222,14 +254,18 @@ impl Config {
             get("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".lock")
         });
         Ok(Self {
-            mode: mode(&get)?,
-            port: get("port").map_or(8080, |text| text.parse().unwrap_or(0)),
+            mode: mode(&get, &flag, content_type.as_ref())?,
+            port: get("port")
+                .map_or(8080, |text| text.parse().unwrap_or(if classic { 8080 } else { 0 })),
             read_timeout: limit(timeout("read_timeout", DEFAULT_TIMEOUT)),
-            write_timeout,
-            exec_timeout: limit(timeout("exec_timeout", DEFAULT_TIMEOUT)),
+            write_timeout: limit(write_timeout),
+            exec_timeout: limit(timeout(
+                "exec_timeout",
+                if classic { Duration::ZERO } else { DEFAULT_TIMEOUT },
+            )),
             healthcheck_interval: timeout("healthcheck_interval", write_timeout),
-            content_type: HeaderValue::from_str(&content_type)
-                .map_err(|_| ConfigError::BadContentType(content_type))?,
+            content_type: content_type
+                .unwrap_or(HeaderValue::from_static("application/octet-stream")),
             max_inflight: get("max_inflight")
                 .and_then(|text| text.parse().ok())
                 .filter(|&calls| calls > 0),
@@ -252,12 +288,21 @@ impl Config {
 }
 
 impl Config {
+    /// How long an answer may take where a moment must be named.
+    pub(crate) fn answer_limit(&self) -> Duration {
+        self.write_timeout.unwrap_or(FOR_EVER)
+    }
+
     pub(crate) fn line_style(&self) -> LineStyle {
         LineStyle { prefix: self.prefix_logs, limit: self.line_limit }
     }
 }
 
-fn mode(get: &impl Fn(&str) -> Option<String>) -> Result<Mode, ConfigError> {
+fn mode(
+    get: &impl Fn(&str) -> Option<String>,
+    flag: &impl Fn(&str) -> bool,
+    content_type: Option<&HeaderValue>,
+) -> Result<Mode, ConfigError> {
     let name = get("mode").unwrap_or_else(|| "streaming".to_owned());
     let command = || {
         get("function_process")
@@ -275,6 +320,19 @@ fn mode(get: &impl Fn(&str) -> Option<String>) -> Result<Mode, ConfigError> {
         }
         "streaming" => Ok(Mode::Streaming { command: command()? }),
         "serializing" => Ok(Mode::Serializing { command: command()? }),
+        "classic" => {
+            let on_unless_denied = |name: &str| get(name).is_none() || flag(name);
+            let settings = Classic {
+                combine_output: on_unless_denied("combine_output"),
+                cgi_headers: on_unless_denied("cgi_headers"),
+                marshal_request: flag("marshal_request"),
+                write_debug: flag("write_debug"),
+                debug_headers: flag("debug_headers"),
+                content_type: content_type.cloned(),
+                all_methods: flag("updraft_all_methods"),
+            };
+            Ok(Mode::Classic { command: command()?, settings })
+        }
         "static" => Ok(Mode::Static {
             root: get("static_path").unwrap_or_else(|| "/home/app/public".to_owned()).into(),
         }),

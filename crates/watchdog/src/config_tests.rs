@@ -21,7 +21,7 @@ fn defaults_are_those_of_the_table() {
     assert_eq!(config.mode.name(), "streaming");
     assert_eq!(config.port, 8080);
     assert_eq!(config.read_timeout, Some(thirty));
-    assert_eq!(config.write_timeout, thirty);
+    assert_eq!(config.write_timeout, Some(thirty));
     assert_eq!(config.exec_timeout, Some(thirty));
     assert_eq!(config.healthcheck_interval, thirty);
     assert_eq!(config.content_type, "application/octet-stream");
@@ -71,7 +71,9 @@ fn localhost_is_dialled_by_literal_addresses_and_names_are_refused() {
 #[test]
 fn a_missing_process_is_refused_except_in_static_mode() {
     assert_eq!(config(&[]), Err(ConfigError::MissingProcess));
-    assert_eq!(config(&[("mode", "serializing")]), Err(ConfigError::MissingProcess));
+    for mode in ["serializing", "streaming", "http", "classic"] {
+        assert_eq!(config(&[("mode", mode)]), Err(ConfigError::MissingProcess), "{mode}");
+    }
     let Mode::Static { root } = config(&[("mode", "static")]).unwrap().mode else {
         panic!("not static")
     };
@@ -160,4 +162,52 @@ fn asking_for_token_checks_is_refused_rather_than_run_open() {
         );
     }
     assert!(config(&[("fprocess", "a"), ("jwt_auth", "false")]).is_ok());
+}
+
+fn classic(variables: &[(&str, &str)]) -> (Config, Classic) {
+    let mut all = vec![("mode", "classic")];
+    all.extend_from_slice(variables);
+    let config = streaming(&all);
+    let Mode::Classic { settings, .. } = config.mode.clone() else { panic!("not classic") };
+    (config, settings)
+}
+
+#[test]
+fn classic_defaults_are_those_of_its_table() {
+    let (config, settings) = classic(&[]);
+    let thirty = Duration::from_secs(30);
+    assert_eq!(config.port, 8080);
+    assert_eq!((config.read_timeout, config.write_timeout), (Some(thirty), Some(thirty)));
+    assert_eq!((config.exec_timeout, config.healthcheck_interval), (None, thirty));
+    assert_eq!(config.max_inflight, None);
+    assert_eq!(
+        settings,
+        Classic {
+            combine_output: true,
+            cgi_headers: true,
+            marshal_request: false,
+            write_debug: false,
+            debug_headers: false,
+            content_type: None,
+            all_methods: false,
+        }
+    );
+}
+
+#[test]
+fn classic_truth_is_exactly_true() {
+    let (_, settings) = classic(&[("marshal_request", "1"), ("write_debug", "TRUE")]);
+    assert!(!settings.marshal_request && !settings.write_debug);
+    let (_, settings) = classic(&[("combine_output", "1"), ("cgi_headers", "true")]);
+    assert!(!settings.combine_output && settings.cgi_headers);
+    assert!(classic(&[("suppress_lock", "1")]).0.lock_file.is_some());
+    assert!(classic(&[("suppress_lock", "true")]).0.lock_file.is_none());
+}
+
+#[test]
+fn classic_integers_that_make_no_sense_are_the_default() {
+    for text in ["x", "-1"] {
+        let (config, _) = classic(&[("port", text), ("max_inflight", text)]);
+        assert_eq!((config.port, config.max_inflight), (8080, None));
+    }
 }

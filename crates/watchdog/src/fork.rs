@@ -1,7 +1,12 @@
 //! The forking modes: a process for each call, fed by the request and read for the answer.
 //!
-//! `streaming` passes both bodies as they come; `serializing` holds them whole. A process that
-//! outlives its call (timeout, caller gone) is killed with everything it has started.
+//! `streaming` passes both bodies as they come; `serializing` holds them whole, and so does
+//! `classic`, which is in a module of its own. A process that outlives its call (timeout, caller
+//! gone) is killed with everything it has started.
+
+mod classic;
+mod environment;
+mod sniff;
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +14,6 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -21,12 +25,14 @@ use tokio::time::Instant;
 
 use crate::body::{Body, Upload};
 use crate::call::{Call, Deadline, StatusStyle};
-use crate::children::{Exit, Group};
+use crate::children::{Child, Exit, Group, Streams};
 use crate::config::CommandLine;
 use crate::lines;
 use crate::log::Stream;
-use crate::percent::decode;
 use crate::server::{App, DURATION, duration_header, plain};
+
+pub(crate) use classic::classic;
+use environment::request_environment;
 
 /// What is read from a process at once.
 const CHUNK: usize = 16 * 1024;
@@ -40,10 +46,11 @@ pub(crate) async fn streaming(
 ) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
     call.log_access(&app.log, &parts, StatusStyle::Number, app.config.log_call_id);
-    let Process { stdin, mut output } = match start(app, command, &parts) {
-        Ok(process) => process,
-        Err((status, text)) => return refuse(status, &text, call),
-    };
+    let Process { stdin, mut output } =
+        match start(app, command, request_environment(&parts), Streams::Apart) {
+            Ok(process) => process,
+            Err((status, text)) => return refuse(status, &text, call),
+        };
     let deadline = Deadline::after(call.started, app.config.read_timeout);
     tokio::spawn(feed(Upload::Passing(incoming, deadline), stdin, Arc::clone(&output.group)));
     let first = match output.next().await {
@@ -92,32 +99,18 @@ pub(crate) async fn serializing(
 ) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
     call.log_access(&app.log, &parts, StatusStyle::Number, app.config.log_call_id);
-    let deadline = Deadline::after(call.started, app.config.read_timeout);
-    let upload = Limited::new(Upload::Passing(incoming, deadline), app.config.max_buffer);
-    let input = match upload.collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let text = "the request is larger than may be held in memory\n";
-            return refuse(StatusCode::PAYLOAD_TOO_LARGE, text, call);
-        }
-        Err(error) => {
-            let text = format!("cannot read the request: {error}\n");
-            return refuse(StatusCode::BAD_REQUEST, &text, call);
-        }
-    };
-    let Process { mut stdin, mut output } = match start(app, command, &parts) {
-        Ok(process) => process,
+    let input = match read_whole(app, incoming, call.started).await {
+        Ok(input) => input,
         Err((status, text)) => return refuse(status, &text, call),
     };
-    let feeding = async move {
-        // A process need not read its input.
-        let _unread = stdin.write_all(&input).await;
-        drop(stdin);
-        std::future::pending::<()>().await;
-    };
+    let Process { stdin, mut output } =
+        match start(app, command, request_environment(&parts), Streams::Apart) {
+            Ok(process) => process,
+            Err((status, text)) => return refuse(status, &text, call),
+        };
     let collected = tokio::select! {
         collected = output.collect(app.config.max_buffer) => collected,
-        () = feeding => unreachable!("feeding never ends by itself"),
+        () = feed_whole(stdin, &input) => unreachable!("feeding never ends by itself"),
     };
     let took = duration_header(call.started);
     let mut response = match collected {
@@ -209,15 +202,22 @@ impl Output {
         if exit.success() { Ok(None) } else { Err(Failure::Exit(exit)) }
     }
 
+    /// All output until the process has ended well.
     async fn collect(&mut self, most: usize) -> Result<Bytes, Failure> {
         let mut whole = BytesMut::new();
+        self.collect_into(&mut whole, most).await?;
+        Ok(whole.freeze())
+    }
+
+    /// Also leaves in `whole` what a process has written before it failed.
+    async fn collect_into(&mut self, whole: &mut BytesMut, most: usize) -> Result<(), Failure> {
         while let Some(chunk) = self.next().await? {
             if whole.len() + chunk.len() > most {
                 return Err(Failure::TooLarge);
             }
             whole.extend_from_slice(&chunk);
         }
-        Ok(whole.freeze())
+        Ok(())
     }
 }
 
@@ -230,26 +230,20 @@ struct Process {
 fn start(
     app: &Arc<App>,
     command: &CommandLine,
-    request: &Parts,
+    environment: Vec<(String, String)>,
+    streams: Streams,
 ) -> Result<Process, (StatusCode, String)> {
-    match app.children.spawn(command, request_environment(request)) {
-        Ok(child) => {
-            let log = app.log.clone();
-            let style = app.config.line_style();
-            tokio::spawn(lines::copy(child.stderr, log, Stream::Stderr, style));
-            Ok(Process {
-                stdin: child.stdin,
-                output: Output {
-                    stdout: child.stdout,
-                    exit: child.exit,
-                    group: child.group,
-                    end: app
-                        .config
-                        .exec_timeout
-                        .and_then(|limit| Instant::now().checked_add(limit)),
-                    buffer: BytesMut::new(),
-                },
-            })
+    match app.children.spawn(command, environment, streams) {
+        Ok(Child { group, stdin, stdout, stderr, exit }) => {
+            if let Some(stderr) = stderr {
+                let log = app.log.clone();
+                let style = app.config.line_style();
+                tokio::spawn(lines::copy(stderr, log, Stream::Stderr, style));
+            }
+            let limit = app.config.exec_timeout;
+            let end = limit.and_then(|limit| Instant::now().checked_add(limit));
+            let output = Output { stdout, exit, group, end, buffer: BytesMut::new() };
+            Ok(Process { stdin, output })
         }
         // A NUL byte, or more than the kernel passes to a process: both come from the request.
         Err(error)
@@ -287,103 +281,33 @@ async fn feed(mut upload: Upload, mut stdin: pipe::Sender, group: Arc<Group>) {
     }
 }
 
+/// Reads the whole request, or says with which status it cannot be.
+async fn read_whole(
+    app: &App,
+    incoming: Incoming,
+    started: Instant,
+) -> Result<Bytes, (StatusCode, String)> {
+    let deadline = Deadline::after(started, app.config.read_timeout);
+    let upload = Limited::new(Upload::Passing(incoming, deadline), app.config.max_buffer);
+    match upload.collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let text = "the request is larger than may be held in memory\n";
+            Err((StatusCode::PAYLOAD_TOO_LARGE, text.to_owned()))
+        }
+        Err(error) => Err((StatusCode::BAD_REQUEST, format!("cannot read the request: {error}\n"))),
+    }
+}
+
+/// Writes all input and closes it, then waits for ever: the end of the process is what counts.
+async fn feed_whole(mut stdin: pipe::Sender, input: &[u8]) {
+    // A process need not read its input.
+    let _unread = stdin.write_all(input).await;
+    drop(stdin);
+    std::future::pending::<()>().await;
+}
+
 fn refuse(status: StatusCode, text: &str, mut call: Box<Call>) -> Response<Body> {
     call.answered(status, Some(i64::try_from(text.len()).unwrap_or(-1)));
     plain(status, text).map(|body| body.with(call))
-}
-
-/// The request as variables: `Http_Method`, `Http_Path`, `Http_Query` and one for each header.
-fn request_environment(request: &Parts) -> Vec<(String, String)> {
-    let mut variables = Vec::with_capacity(request.headers.len() + 3);
-    for name in request.headers.keys() {
-        // `Proxy` would become `Http_Proxy`, which many libraries take for the outgoing proxy;
-        // the others would pass for facts about the request that no header may tell.
-        if matches!(name.as_str(), "host" | "proxy" | "method" | "path" | "query") {
-            continue;
-        }
-        if let Some(value) = request.headers.get(name) {
-            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-            variables.push((variable_name(name.as_str()), value));
-        }
-    }
-    variables.push(("Http_Method".to_owned(), request.method.to_string()));
-    let path = decode(request.uri.path());
-    variables.push(("Http_Path".to_owned(), String::from_utf8_lossy(&path).into_owned()));
-    if let Some(query) = request.uri.query().filter(|query| !query.is_empty()) {
-        variables.push(("Http_Query".to_owned(), query.to_owned()));
-    }
-    variables
-}
-
-/// `x-call-id` becomes `Http_X_Call_Id`.
-fn variable_name(header: &str) -> String {
-    let mut name = String::with_capacity(header.len() + 5);
-    name.push_str("Http_");
-    let mut word_begins = true;
-    for character in header.chars() {
-        match character {
-            '-' => name.push('_'),
-            letter if word_begins => name.push(letter.to_ascii_uppercase()),
-            letter => name.push(letter),
-        }
-        word_begins = character == '-';
-    }
-    name
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn environment(request: http::request::Builder) -> Vec<(String, String)> {
-        let (parts, ()) = request.body(()).unwrap().into_parts();
-        let mut variables = request_environment(&parts);
-        variables.sort();
-        variables
-    }
-
-    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    }
-
-    #[test]
-    fn the_request_becomes_variables_in_canonical_case_with_first_values_only() {
-        let request = Request::post("/a%20b/c?testing=1&x=%20")
-            .header("X-Call-Id", "id")
-            .header("content-type", "text/plain")
-            .header("x-multi", "first")
-            .header("x-multi", "second")
-            .header("Host", "function.example")
-            .header("Transfer-Encoding", "chunked");
-        assert_eq!(
-            environment(request),
-            pairs(&[
-                ("Http_Content_Type", "text/plain"),
-                ("Http_Method", "POST"),
-                ("Http_Path", "/a b/c"),
-                ("Http_Query", "testing=1&x=%20"),
-                ("Http_Transfer_Encoding", "chunked"),
-                ("Http_X_Call_Id", "id"),
-                ("Http_X_Multi", "first"),
-            ])
-        );
-    }
-
-    #[test]
-    fn no_query_no_variable() {
-        assert_eq!(
-            environment(Request::get("/?")),
-            pairs(&[("Http_Method", "GET"), ("Http_Path", "/")])
-        );
-    }
-
-    #[test]
-    fn a_callers_proxy_header_never_becomes_the_outgoing_proxy() {
-        let request = Request::get("/")
-            .header("Proxy", "http://evil.example")
-            .header("Method", "DELETE")
-            .header("Query", "x")
-            .header("Path", "/elsewhere");
-        assert_eq!(environment(request), pairs(&[("Http_Method", "GET"), ("Http_Path", "/")]));
-    }
 }

@@ -38,8 +38,8 @@ pub(crate) async fn call(
     let streaming = client_upgrade.is_some() || wants_events(&parts.headers);
     let limit = if streaming { None } else { call_limit(&parts.headers, app.config.exec_timeout) };
     // The head of the answer must come before the whole answer is overdue anyway.
-    let head_limit =
-        limit.map_or(app.config.write_timeout, |limit| limit.min(app.config.write_timeout));
+    let answer_limit = app.config.answer_limit();
+    let head_limit = limit.map_or(answer_limit, |limit| limit.min(answer_limit));
 
     let websocket = client_upgrade.is_some().then(|| HeaderValue::from_static("websocket"));
     strip_hop_by_hop(&mut parts.headers);

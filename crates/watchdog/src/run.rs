@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use nix::sys::signal::Signal;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::children::{Child, Children, Exit};
+use crate::children::{Child, Children, Exit, Streams};
 use crate::config::{CommandLine, Config, Mode};
 use crate::duration::format_go;
 use crate::files::Files;
@@ -49,8 +50,11 @@ struct Function {
     exit: oneshot::Receiver<Exit>,
     /// Kept open for as long as the function runs: some programs end when their input does.
     _stdin: tokio::net::unix::pipe::Sender,
-    copiers: [JoinHandle<()>; 2],
+    copiers: Copiers,
 }
+
+/// The tasks that log the function's output and, where it is apart, its errors.
+type Copiers = (JoinHandle<()>, Option<JoinHandle<()>>);
 
 /// Runs the watchdog until the function ends or a signal asks it to; the result is the exit code
 /// of the process.
@@ -84,6 +88,7 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
         }
         Mode::Streaming { command } => Target::Streaming(command.clone()),
         Mode::Serializing { command } => Target::Serializing(command.clone()),
+        Mode::Classic { command, settings } => Target::Classic(command.clone(), settings.clone()),
         Mode::Static { root } => Target::Static(Files::open(root).map_err(|cause| {
             format!("cannot serve {}: {cause}; set `static_path`", root.display())
         })?),
@@ -132,7 +137,7 @@ fn announce(config: &Config, log: &Log) {
     log.line(format_args!(
         "Timeouts: read: {} write: {} hard: {} health: {}",
         print(config.read_timeout),
-        format_go(config.write_timeout),
+        print(config.write_timeout),
         print(config.exec_timeout),
         format_go(config.healthcheck_interval),
     ));
@@ -153,14 +158,15 @@ fn start_function(
     config: &Config,
     log: &Log,
 ) -> Result<Function, String> {
-    let child = children.spawn(command, []).map_err(|cause| {
+    let child = children.spawn(command, [], Streams::Apart).map_err(|cause| {
         format!("cannot start the function `{}`: {cause}; check `fprocess`", command.text)
     })?;
     let Child { group, stdin, stdout, stderr, exit } = child;
     let style = config.line_style();
     let out = tokio::spawn(lines::copy(stdout, log.clone(), Stream::Stdout, style));
-    let err = tokio::spawn(lines::copy(stderr, log.clone(), Stream::Stderr, style));
-    Ok(Function { child_group: group, exit, _stdin: stdin, copiers: [out, err] })
+    let err =
+        stderr.map(|stderr| tokio::spawn(lines::copy(stderr, log.clone(), Stream::Stderr, style)));
+    Ok(Function { child_group: group, exit, _stdin: stdin, copiers: (out, err) })
 }
 
 /// Waits until the function takes connections, then reports health.
@@ -226,7 +232,7 @@ async fn drain(app: &App, closing: watch::Sender<bool>) {
     app.log
         .line(format_args!("No new connections allowed, draining: {} requests", app.life.active()));
     closing.send_replace(true);
-    let _too_slow = tokio::time::timeout(app.config.write_timeout, closing.closed()).await;
+    let _too_slow = tokio::time::timeout(app.config.answer_limit(), closing.closed()).await;
 }
 
 /// Asks the function to end, and makes it.
@@ -239,8 +245,7 @@ async fn stop(mut function: Function) {
     last_lines(function.copiers).await;
 }
 
-async fn last_lines(copiers: [JoinHandle<()>; 2]) {
-    let [stdout, stderr] = copiers;
-    let both = async { tokio::join!(stdout, stderr) };
+async fn last_lines((stdout, stderr): Copiers) {
+    let both = async { tokio::join!(stdout, OptionFuture::from(stderr)) };
     let _still_open = tokio::time::timeout(LAST_LINES, both).await;
 }

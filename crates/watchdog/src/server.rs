@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::body::Body;
 use crate::call::{Call, ConnectionClock};
 use crate::children::Children;
-use crate::config::{CommandLine, Config};
+use crate::config::{Classic, CommandLine, Config};
 use crate::files::Files;
 use crate::life::{Life, Place};
 use crate::log::Log;
@@ -55,6 +55,7 @@ pub(crate) enum Target {
     Http(Arc<Upstream>),
     Streaming(CommandLine),
     Serializing(CommandLine),
+    Classic(CommandLine, Classic),
     Static(Files),
 }
 
@@ -89,7 +90,7 @@ async fn serve(app: Arc<App>, stream: TcpStream, mut closing: watch::Receiver<bo
     let clock = Arc::new(ConnectionClock::new());
     let stuck = Arc::new(AtomicBool::new(false));
     let io = WatchedIo { inner: TokioIo::new(stream), stuck: Arc::clone(&stuck) };
-    let limit = app.config.write_timeout + GRACE;
+    let limit = app.config.answer_limit() + GRACE;
     let service = {
         let app = Arc::clone(&app);
         let clock = Arc::clone(&clock);
@@ -155,12 +156,15 @@ async fn invoke(
     clock: Arc<ConnectionClock>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let end = Instant::now() + app.config.write_timeout + GRACE;
+    let end = Instant::now() + app.config.answer_limit() + GRACE;
     let call = Box::new(Call::begin(place, clock, end));
     match &app.target {
         Target::Http(upstream) => proxy::call(app, upstream, request, call).await,
         Target::Streaming(command) => fork::streaming(app, command, request, call).await,
         Target::Serializing(command) => fork::serializing(app, command, request, call).await,
+        Target::Classic(command, settings) => {
+            fork::classic(app, command, settings, request, call).await
+        }
         Target::Static(files) => files.serve(&request).await.map(|body| body.with(call)),
     }
 }

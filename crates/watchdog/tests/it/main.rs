@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod classic;
 mod forking;
 mod http;
 mod life;
