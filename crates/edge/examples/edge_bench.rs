@@ -34,7 +34,7 @@ async fn run(listen: SocketAddr, upstream: SocketAddr) {
     });
     let listener = TcpListener::bind(listen).await.unwrap();
     println!("ready: {}", listener.local_addr().unwrap());
-    let serving = tokio::spawn(edge.serve(listener, CancellationToken::new()));
+    let serving = tokio::spawn(edge.serve(listener, CancellationToken::new()).unwrap());
     serving.await.unwrap();
 }
 

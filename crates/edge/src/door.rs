@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -19,16 +20,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
 use updraft_invoke::{Caller, Failure, Function, InvokeBody, Invoker, RequestBody, Scheme};
 
 use crate::body::EdgeBody;
 use crate::connection::{Connections, Entry, Patience, Phase, Verdict, WatchedStream};
 use crate::host::{Host, HostError};
+use crate::lanes::Lanes;
 use crate::route::{Place, Root, Site};
 
 /// How long to wait after the system refused a new connection, for instance for want of files.
@@ -60,6 +63,8 @@ impl fmt::Debug for EdgeParts {
 /// What strangers may use up.
 #[derive(Debug, Clone)]
 pub struct EdgeLimits {
+    /// Threads that serve connections.
+    pub lanes: usize,
     /// Connections at once; more wait in the system's queue.
     pub connections: usize,
     /// How long the head of a request may take (half as much again before it is noticed).
@@ -78,6 +83,7 @@ impl EdgeLimits {
     /// What suits most installations.
     pub fn usual() -> Self {
         Self {
+            lanes: std::thread::available_parallelism().map_or(1, usize::from),
             connections: affordable_connections(),
             head: Duration::from_secs(30),
             idle: Duration::from_secs(75),
@@ -101,10 +107,13 @@ fn affordable_connections() -> usize {
 pub struct Edge {
     parts: EdgeParts,
     server: auto::Builder<TokioExecutor>,
+    /// The event loop of the control plane, which connections do not run on.
+    control: Handle,
 }
 
 impl Edge {
-    /// Puts the door together; [`Self::serve`] opens it.
+    /// Puts the door together; [`Self::serve`] opens it. The gateway and the system answer on the
+    /// Tokio runtime that this is called in.
     pub fn new(parts: EdgeParts) -> Arc<Self> {
         let limits = &parts.limits;
         let mut server = auto::Builder::new(TokioExecutor::new());
@@ -124,12 +133,29 @@ impl Edge {
             .max_local_error_reset_streams(100)
             .initial_stream_window_size(256 * 1024)
             .initial_connection_window_size(1024 * 1024);
-        Arc::new(Self { parts, server })
+        Arc::new(Self { parts, server, control: Handle::current() })
     }
 
-    /// Accepts connections until `shutdown`, then lets open requests end within the grace
-    /// period, closes what is left, tunnels included, and returns.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+    /// Starts the threads that serve. The future accepts connections until `shutdown`, then lets
+    /// open requests end within the grace period, and closes what is left, tunnels included.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+        let lanes = Lanes::start(self.parts.limits.lanes)?;
+        Ok(self.accept(lanes, listener, shutdown))
+    }
+
+    async fn accept(
+        self: Arc<Self>,
+        lanes: Lanes,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) {
         let tasks = TaskTracker::new();
         let connections = Arc::new(Connections::default());
         let places = Arc::new(Semaphore::new(self.parts.limits.connections));
@@ -145,10 +171,14 @@ impl Edge {
                         continue;
                     }
                 };
+                // Its events come to the lane from now on, not here.
+                let Ok(stream) = stream.into_std() else { continue };
+                let edge = Arc::clone(&self);
                 let entry = connections.enter();
-                let serving = Arc::clone(&self).serve_connection(stream, peer, entry);
-                tasks.spawn(async move {
-                    serving.await;
+                lanes.spawn(&tasks, async move {
+                    if let Ok(stream) = TcpStream::from_std(stream) {
+                        edge.serve_connection(stream, peer, entry).await;
+                    }
                     drop(place);
                 });
             }
@@ -163,6 +193,8 @@ impl Edge {
         connections.tell(Phase::Cut);
         tasks.wait().await;
         self.parts.invoker.close_tunnels().await;
+        // The lanes' threads end at once now, with nothing left to do.
+        drop(lanes);
     }
 
     async fn serve_connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
@@ -299,8 +331,12 @@ impl Edge {
                     let reason = "this host is not served here";
                     return refuse(StatusCode::NOT_FOUND, reason, headers);
                 }
-                Place::Gateway => return relay(&self.parts.gateway, request, peer).await,
-                Place::System => return relay(&self.parts.system, request, peer).await,
+                Place::Gateway => {
+                    return relay(&self.parts.gateway, request, peer, &self.control).await;
+                }
+                Place::System => {
+                    return relay(&self.parts.system, request, peer, &self.control).await;
+                }
             }
         }
         match function {
@@ -330,22 +366,35 @@ fn rest_of(uri: &http::Uri, from: usize) -> &str {
 }
 
 /// Whether a failed accept says something about that connection only.
-fn is_of_one_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// Boxed, so that waiting connections do not hold room for it.
+/// Lets the control plane answer, on its own threads. Boxed, so that waiting connections do not
+/// hold room for it.
 fn relay(
     router: &axum::Router,
     mut request: Request<Incoming>,
     peer: SocketAddr,
+    control: &Handle,
 ) -> futures_util::future::BoxFuture<'static, Response<EdgeBody>> {
     request.extensions_mut().insert(ConnectInfo(peer));
     let answer = router.clone().oneshot(request.map(axum::body::Body::new));
+    // A caller who leaves ends it.
+    let answer = AbortOnDropHandle::new(control.spawn(answer));
     Box::pin(async move {
-        let Ok(response) = answer.await;
-        response.map(EdgeBody::from)
+        match answer.await {
+            Ok(Ok(response)) => response.map(EdgeBody::from),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(_) => refuse(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the platform is shutting down",
+                    &HeaderMap::new(),
+                ),
+            },
+        }
     })
 }
 

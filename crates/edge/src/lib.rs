@@ -9,6 +9,7 @@ mod body;
 mod connection;
 mod door;
 mod host;
+mod lanes;
 mod route;
 
 pub use door::{Edge, EdgeLimits, EdgeParts};

@@ -14,8 +14,9 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use support::{
-    Replica, bounded, call, connect, endpoint, house, house_with, known, piece, pieces,
-    plain_house, raw, read_close, read_until, request, send, spec, text, told, until,
+    Replica, bounded, call, connect, endpoint, house, house_with, known, one_lane_house_with,
+    piece, pieces, plain_house, raw, read_close, read_until, request, send, spec, text, told,
+    until,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -236,7 +237,7 @@ async fn connections_are_used_again_after_every_kind_of_body() {
         }
     })
     .await;
-    let (house, _endpoint) = house_with(&replica).await;
+    let (house, _endpoint) = one_lane_house_with(&replica).await;
     for round in 0..3 {
         for path in ["/chunked", "/big", "/empty", "/204", "/echo"] {
             for body in ["", "short", &"long".repeat(100_000)] {

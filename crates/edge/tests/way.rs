@@ -11,8 +11,8 @@ use bytes::Bytes;
 use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use support::{
-    Replica, bounded, connect, connect_http2, get, house, house_with, known, owned, plain_house,
-    raw, request, send, spec, text, told,
+    Replica, bounded, connect, connect_http2, get, house, house_with, known, one_lane_house_with,
+    owned, plain_house, raw, request, send, spec, text, told,
 };
 
 /// A replica that answers with the request as it saw it.
@@ -224,7 +224,7 @@ async fn every_method_status_and_length_passes() {
         answer
     })
     .await;
-    let (house, _endpoint) = house_with(&replica).await;
+    let (house, _endpoint) = one_lane_house_with(&replica).await;
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
         let asked = request("127.0.0.1", "/function/f").method(method);
         let (status, headers, body) =

@@ -280,8 +280,7 @@ impl fmt::Debug for Invoker {
 
 impl Shared {
     fn publish(&self, endpoints: &updraft_engine::EndpointTable) {
-        let InvokeOptions { timeout, idle_connections, .. } = self.options;
-        let next = self.table.load().next(endpoints, timeout, idle_connections);
+        let next = self.table.load().next(endpoints, &self.options);
         self.table.store(Arc::new(next));
         self.changes.send_modify(|count| *count += 1);
     }

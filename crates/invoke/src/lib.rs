@@ -28,4 +28,5 @@ pub use function::{Function, FunctionLoad};
 pub use headers::{CALL_ID, Caller, Scheme, call_id};
 pub use invoker::Invoker;
 pub use options::InvokeOptions;
+pub use replica::keep_connections_in;
 pub use wire::Wire;

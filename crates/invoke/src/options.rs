@@ -20,8 +20,10 @@ pub struct InvokeOptions {
     /// How long an unused connection to a replica is kept; must stay below what the servers in
     /// the replicas grant, so that they do not close it just when it is used again.
     pub idle_limit: Duration,
-    /// How many unused connections are kept for each replica.
+    /// How many unused connections are kept for each replica, by each lane.
     pub idle_connections: usize,
+    /// Threads that keep connections apart, see [`keep_connections_in`](crate::keep_connections_in).
+    pub lanes: usize,
     /// How many requests may wait for one function; more are refused with 429.
     pub waiters: usize,
     /// Peers whose `X-Forwarded-Host` and `X-Forwarded-Proto` are believed. Everybody else's are
@@ -39,7 +41,8 @@ impl InvokeOptions {
             failing_patience: Duration::from_secs(2),
             connect_limit: Duration::from_secs(3),
             idle_limit: Duration::from_secs(4),
-            idle_connections: 512,
+            idle_connections: 256,
+            lanes: std::thread::available_parallelism().map_or(1, usize::from),
             waiters: 10_000,
             trusted_proxies: Vec::new(),
         }

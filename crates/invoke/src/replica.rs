@@ -1,35 +1,56 @@
 //! One ready replica with the connections to it that are not in use.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::Cell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use updraft_engine::Endpoint;
 
 use crate::connection::Connection;
 
+thread_local! {
+    static LANE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Makes this thread keep the connections it opens for itself, apart from those of other lanes.
+/// A thread with an event loop of its own wants that: the events of a connection come to the
+/// thread that opened it, whoever uses it. All other threads share one place.
+pub fn keep_connections_in(lane: usize) {
+    LANE.set(lane + 1);
+}
+
 /// A replica and its idle connections.
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Last in, first out: the rest of a burst goes cold and is closed. Held for a push or a pop
-    /// only; with connections driven by the requests that use them, nothing else touches it.
-    idle: Mutex<Vec<Connection>>,
+    /// One place for the threads that have no lane, and one for each lane. Last in, first out:
+    /// the rest of a burst goes cold and is closed. Held for a push or a pop only; with
+    /// connections driven by the requests that use them, nothing else touches it.
+    idle: Box<[Mutex<Vec<Connection>>]>,
     most_idle: usize,
 }
 
 impl Replica {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, most_idle: usize) -> Self {
-        Self { endpoint, idle: Mutex::new(Vec::new()), most_idle }
+    /// With room for `most_idle` connections of each of `lanes`.
+    pub(crate) fn new(endpoint: Arc<Endpoint>, most_idle: usize, lanes: usize) -> Self {
+        let idle = std::iter::repeat_with(Mutex::default).take(lanes + 1).collect();
+        Self { endpoint, idle, most_idle }
+    }
+
+    /// This thread's connections.
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        let lane = LANE.get() % self.idle.len();
+        self.idle[lane].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection used last, if one is idle. It may have been closed meanwhile.
     pub(crate) fn take(&self) -> Option<Connection> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.idle().pop()
     }
 
     /// Keeps a connection for the next request, or closes it when there are plenty.
     pub(crate) fn put(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle();
         if idle.len() < self.most_idle {
             idle.push(connection);
         } else {
@@ -40,14 +61,16 @@ impl Replica {
 
     /// Closes connections that nobody has used for `limit`.
     pub(crate) fn sweep(&self, now: Instant, limit: Duration) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // The oldest are at the bottom.
-        let fresh = idle
-            .iter()
-            .position(|connection| now.saturating_duration_since(connection.last_used) < limit)
-            .unwrap_or(idle.len());
-        let cold: Vec<_> = idle.drain(..fresh).collect();
-        drop(idle);
-        drop(cold);
+        for lane in &self.idle {
+            let mut idle = lane.lock().unwrap_or_else(PoisonError::into_inner);
+            // The oldest are at the bottom.
+            let fresh = idle
+                .iter()
+                .position(|connection| now.saturating_duration_since(connection.last_used) < limit)
+                .unwrap_or(idle.len());
+            let cold: Vec<_> = idle.drain(..fresh).collect();
+            drop(idle);
+            drop(cold);
+        }
     }
 }

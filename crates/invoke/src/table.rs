@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use updraft_engine::{Endpoint, EndpointTable, FunctionEndpoints};
 use updraft_model::{FunctionId, Namespace};
 
 use crate::function::{Function, FunctionState};
+use crate::options::InvokeOptions;
 use crate::replica::Replica;
 
 /// Most names looked at for a hint, so that wrong names stay cheap to answer.
@@ -24,25 +24,14 @@ pub(crate) struct Table {
 
 impl Table {
     /// The table after a change; what has not changed is taken over, connections included.
-    pub(crate) fn next(
-        &self,
-        endpoints: &EndpointTable,
-        timeout: Duration,
-        idle_connections: usize,
-    ) -> Self {
+    pub(crate) fn next(&self, endpoints: &EndpointTable, options: &InvokeOptions) -> Self {
         let mut next = Self::default();
         next.by_name.reserve(endpoints.len() * 2);
         for (id, endpoints) in endpoints.iter() {
             let before = self.by_id(id);
             let function = match before {
                 Some(before) if Arc::ptr_eq(&before.endpoints, endpoints) => Arc::clone(before),
-                _ => Arc::new(renewed(
-                    before.map(AsRef::as_ref),
-                    id,
-                    endpoints,
-                    timeout,
-                    idle_connections,
-                )),
+                _ => Arc::new(renewed(before.map(AsRef::as_ref), id, endpoints, options)),
             };
             next.insert(function);
         }
@@ -102,8 +91,7 @@ fn renewed(
     before: Option<&Function>,
     id: &FunctionId,
     endpoints: &Arc<FunctionEndpoints>,
-    timeout: Duration,
-    idle_connections: usize,
+    options: &InvokeOptions,
 ) -> Function {
     let known = before.map_or(&[] as &[_], |before| &before.replicas);
     let replica = |endpoint: &Arc<Endpoint>| {
@@ -113,19 +101,23 @@ fn renewed(
                 && Arc::ptr_eq(&replica.endpoint.load, &endpoint.load)
         });
         same.map_or_else(
-            || Arc::new(Replica::new(Arc::clone(endpoint), idle_connections)),
+            || {
+                let InvokeOptions { idle_connections, lanes, .. } = *options;
+                Arc::new(Replica::new(Arc::clone(endpoint), idle_connections, lanes))
+            },
             Arc::clone,
         )
     };
     let replicas = endpoints.ready.iter().map(replica).collect();
     let state = before.map_or_else(|| Arc::new(FunctionState::new(id)), |b| Arc::clone(&b.state));
-    Function::new(Arc::clone(endpoints), replicas, state, timeout)
+    Function::new(Arc::clone(endpoints), replicas, state, options.timeout)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
     use updraft_engine::{Availability, ReplicaId, ReplicaLoad};
     use updraft_model::{FunctionName, FunctionSpec, annotations, labels};
 
@@ -162,7 +154,8 @@ mod tests {
     }
 
     fn next(before: &Table, entries: Vec<(FunctionId, Arc<FunctionEndpoints>)>) -> Table {
-        before.next(&Arc::new(entries.into_iter().collect()), TIMEOUT, 8)
+        let options = InvokeOptions { timeout: TIMEOUT, ..InvokeOptions::new("test") };
+        before.next(&Arc::new(entries.into_iter().collect()), &options)
     }
 
     #[test]

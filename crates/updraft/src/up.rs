@@ -57,7 +57,10 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
         _ = signals.next() => return Ok(()),
     };
     let closing = CancellationToken::new();
-    let serving = tokio::spawn(Arc::clone(&cloud.edge).serve(listener, closing.clone()));
+    let serving = Arc::clone(&cloud.edge)
+        .serve(listener, closing.clone())
+        .context("cannot start the threads that serve connections")?;
+    let serving = tokio::spawn(serving);
     data_dir.announce(&ServerRecord {
         address,
         root: config.root.as_str().to_owned(),

@@ -321,7 +321,7 @@ pub async fn house(
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let serving = tokio::spawn(edge.serve(listener, shutdown.clone()));
+    let serving = tokio::spawn(edge.serve(listener, shutdown.clone()).unwrap());
     House { address, engine, invoker, shutdown, serving: AbortOnDropHandle::new(serving) }
 }
 
@@ -332,10 +332,22 @@ pub async fn plain_house() -> House {
 /// A house with function `f` ready on one replica.
 pub async fn house_with(replica: &Replica) -> (House, Arc<Endpoint>) {
     let house = plain_house().await;
+    let endpoint = place(&house, replica).await;
+    (house, endpoint)
+}
+
+/// The same, with all connections on one lane: they share the connections to the replica.
+pub async fn one_lane_house_with(replica: &Replica) -> (House, Arc<Endpoint>) {
+    let house = house(|_| {}, |limits| limits.lanes = 1).await;
+    let endpoint = place(&house, replica).await;
+    (house, endpoint)
+}
+
+async fn place(house: &House, replica: &Replica) -> Arc<Endpoint> {
     let endpoint = endpoint("replica-1", replica.address);
     house.engine.ready(spec("f"), &[&endpoint]);
-    known(&house, "f").await;
-    (house, endpoint)
+    known(house, "f").await;
+    endpoint
 }
 
 /// Waits until the data plane has read of a function.
