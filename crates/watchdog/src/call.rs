@@ -1,7 +1,7 @@
 //! One call on its way through the watchdog: its place, its clock and its access line.
 //!
 //! A call ends when its answer has left (or the client has gone), so it travels inside the body of
-//! the answer; dropping it gives back the place and writes the line.
+//! the answer; dropping it gives back the place, counts the call and writes the line.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +15,8 @@ use http::{HeaderValue, Method, StatusCode, Uri, header};
 use tokio::time::{Instant, Sleep};
 
 use crate::life::Place;
-use crate::log::{Log, human_size};
+use crate::log::{AccessLine, Correlation, Log};
+use crate::metrics::Measured;
 
 /// How the status stands in the access line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +59,10 @@ impl ConnectionClock {
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) started: Instant,
+    /// Until it is answered 504: that is what a client that went away leaves behind.
+    status: StatusCode,
     place: Option<Place>,
+    measured: Option<Measured>,
     connection: Arc<ConnectionClock>,
     access: Option<Access>,
 }
@@ -69,23 +73,31 @@ struct Access {
     method: Method,
     uri: Uri,
     style: StatusStyle,
-    status: StatusCode,
     /// Bytes of the answer; negative when unknown.
     size: i64,
     counting: bool,
     call_id: Option<HeaderValue>,
+    correlation: Option<Arc<Correlation>>,
 }
 
 impl Call {
-    /// Begins a call that must be answered by `end`. Until `answered`, its line would say 504: that
-    /// is what a client that went away leaves behind.
+    /// Begins a call that must be answered by `end`; one without a place and without a measure is
+    /// a probe's.
     pub(crate) fn begin(
         place: Option<Place>,
+        measured: Option<Measured>,
         connection: Arc<ConnectionClock>,
         end: Instant,
     ) -> Self {
         connection.begin(end);
-        Self { started: Instant::now(), place, connection, access: None }
+        Self {
+            started: Instant::now(),
+            status: StatusCode::GATEWAY_TIMEOUT,
+            place,
+            measured,
+            connection,
+            access: None,
+        }
     }
 
     /// Asks for an access line, unless a Kubernetes probe is calling.
@@ -115,17 +127,17 @@ impl Call {
             method: request.method.clone(),
             uri: request.uri.clone(),
             style,
-            status: StatusCode::GATEWAY_TIMEOUT,
             size: 0,
             counting: false,
             call_id,
+            correlation: log.correlation(&request.headers),
         });
     }
 
     /// Notes the answer; a `size` of `None` counts the bytes that pass.
     pub(crate) fn answered(&mut self, status: StatusCode, size: Option<i64>) {
+        self.status = status;
         if let Some(access) = &mut self.access {
-            access.status = status;
             access.size = size.unwrap_or(0);
             access.counting = size.is_none();
         }
@@ -139,12 +151,10 @@ impl Call {
 
     /// The answer broke off after its head had been sent.
     pub(crate) fn broke_off(&mut self, error: &io::Error) {
-        if let Some(access) = &mut self.access {
-            access.status = match error.kind() {
-                io::ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-        }
+        self.status = match error.kind() {
+            io::ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
     }
 
     /// The call has become a tunnel: draining does not wait for it.
@@ -158,25 +168,21 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.connection.busy.store(false, Ordering::Relaxed);
-        let Some(access) = &self.access else { return };
-        let Access { log, method, uri, status, .. } = access;
-        let size = human_size(access.size);
-        let seconds = self.started.elapsed().as_secs_f64();
-        let number = status.as_u16();
-        let (space, reason) = match (access.style, status.canonical_reason()) {
-            (StatusStyle::Text, Some(reason)) => (" ", reason),
-            _ => ("", ""),
-        };
-        if let Some(id) = &access.call_id {
-            let id = String::from_utf8_lossy(id.as_bytes());
-            log.line(format_args!(
-                "{method} {uri} - {number}{space}{reason} - ContentLength: {size} ({seconds:.4}s) [{id}]"
-            ));
-        } else {
-            log.line(format_args!(
-                "{method} {uri} - {number}{space}{reason} - ContentLength: {size} ({seconds:.4}s)"
-            ));
+        let took = self.started.elapsed();
+        if let Some(measured) = self.measured.take() {
+            measured.end(self.status, took);
         }
+        let Some(access) = &self.access else { return };
+        access.log.access(&AccessLine {
+            method: &access.method,
+            uri: &access.uri,
+            status: self.status,
+            with_reason: access.style == StatusStyle::Text,
+            size: access.size,
+            seconds: took.as_secs_f64(),
+            call_id: access.call_id.as_ref(),
+            correlation: access.correlation.as_deref(),
+        });
     }
 }
 

@@ -11,8 +11,10 @@ use http::{HeaderValue, Uri};
 
 use crate::duration::parse_setting;
 use crate::lines::LineStyle;
+use crate::log::LogFormat;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFAULT_METRICS_PORT: u16 = 8081;
 /// In place of a limit where there is none.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 /// Longest line of the child that is logged whole unless `log_buffer_size` says otherwise.
@@ -57,6 +59,12 @@ pub enum ConfigError {
     /// A content type that cannot be sent.
     #[error("content_type `{0}` cannot be sent as a header")]
     BadContentType(String),
+    /// A shape of log lines that this binary does not have.
+    #[error("unknown log_format `{0}`: use `text` or `json`")]
+    UnknownLogFormat(String),
+    /// A metrics port that is none.
+    #[error("metrics_port `{0}` is no port: give a number up to 65535, or 0 for no metrics")]
+    BadMetricsPort(String),
     /// Authentication that this version cannot do.
     #[error(
         "jwt_auth is set, but this watchdog cannot check tokens yet: it does not start, because running open is not what was asked for; unset `jwt_auth` and let the gateway authenticate callers"
@@ -189,6 +197,8 @@ pub struct Config {
     pub(crate) mode: Mode,
     /// 0 asks the system for a free port.
     pub(crate) port: u16,
+    /// Where metrics are served; `None` is nowhere.
+    pub(crate) metrics_port: Option<u16>,
     /// Limit for receiving a request and for an idle connection; `None` is no limit.
     pub(crate) read_timeout: Option<Duration>,
     /// Limit for answering a request, and for draining; `None`, in mode classic only, is no limit.
@@ -250,6 +260,13 @@ impl Config {
                 Err(_) => return Err(ConfigError::BadLineLength(text)),
             },
         };
+        if let Some(name) = get("log_format").filter(|name| LogFormat::named(name).is_none()) {
+            return Err(ConfigError::UnknownLogFormat(name));
+        }
+        let metrics_port = match get("metrics_port") {
+            None => DEFAULT_METRICS_PORT,
+            Some(text) => text.parse().map_err(|_| ConfigError::BadMetricsPort(text))?,
+        };
         let lock_file = (!flag("suppress_lock")).then(|| {
             get("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".lock")
         });
@@ -257,6 +274,7 @@ impl Config {
             mode: mode(&get, &flag, content_type.as_ref())?,
             port: get("port")
                 .map_or(8080, |text| text.parse().unwrap_or(if classic { 8080 } else { 0 })),
+            metrics_port: Some(metrics_port).filter(|&port| port > 0),
             read_timeout: limit(timeout("read_timeout", DEFAULT_TIMEOUT)),
             write_timeout: limit(write_timeout),
             exec_timeout: limit(timeout(

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -47,7 +48,7 @@ pub(crate) async fn streaming(
     let (parts, incoming) = request.into_parts();
     call.log_access(&app.log, &parts, StatusStyle::Number, app.config.log_call_id);
     let Process { stdin, mut output } =
-        match start(app, command, request_environment(&parts), Streams::Apart) {
+        match start(app, command, &parts, request_environment(&parts), Streams::Apart) {
             Ok(process) => process,
             Err((status, text)) => return refuse(status, &text, call),
         };
@@ -104,7 +105,7 @@ pub(crate) async fn serializing(
         Err((status, text)) => return refuse(status, &text, call),
     };
     let Process { stdin, mut output } =
-        match start(app, command, request_environment(&parts), Streams::Apart) {
+        match start(app, command, &parts, request_environment(&parts), Streams::Apart) {
             Ok(process) => process,
             Err((status, text)) => return refuse(status, &text, call),
         };
@@ -230,6 +231,7 @@ struct Process {
 fn start(
     app: &Arc<App>,
     command: &CommandLine,
+    request: &Parts,
     environment: Vec<(String, String)>,
     streams: Streams,
 ) -> Result<Process, (StatusCode, String)> {
@@ -238,7 +240,8 @@ fn start(
             if let Some(stderr) = stderr {
                 let log = app.log.clone();
                 let style = app.config.line_style();
-                tokio::spawn(lines::copy(stderr, log, Stream::Stderr, style));
+                let correlation = log.correlation(&request.headers);
+                tokio::spawn(lines::copy(stderr, log, Stream::Stderr, style, correlation));
             }
             let limit = app.config.exec_timeout;
             let end = limit.and_then(|limit| Instant::now().checked_add(limit));

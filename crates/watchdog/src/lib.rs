@@ -16,6 +16,7 @@ mod fork;
 mod life;
 mod lines;
 mod log;
+mod metrics;
 mod percent;
 mod proxy;
 mod run;
@@ -23,5 +24,5 @@ mod server;
 mod upstream;
 
 pub use config::{Config, ConfigError};
-pub use log::Log;
+pub use log::{Log, LogFormat};
 pub use run::{lock_file_exists, run, version_line};

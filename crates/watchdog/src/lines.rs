@@ -3,9 +3,11 @@
 //! A line longer than the limit is split, never dropped, and never stops the copying: a function
 //! cannot block itself by what it prints.
 
+use std::sync::Arc;
+
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use crate::log::{Log, Stream};
+use crate::log::{Correlation, Log, Stream};
 
 /// How lines of the child are written.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +18,14 @@ pub(crate) struct LineStyle {
 }
 
 /// Copies until the stream ends.
-pub(crate) async fn copy(mut from: impl AsyncRead + Unpin, log: Log, to: Stream, style: LineStyle) {
+pub(crate) async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    log: Log,
+    to: Stream,
+    style: LineStyle,
+    correlation: Option<Arc<Correlation>>,
+) {
+    let correlation = correlation.as_deref();
     let mut pending = Vec::new();
     loop {
         pending.reserve(4096);
@@ -26,14 +35,14 @@ pub(crate) async fn copy(mut from: impl AsyncRead + Unpin, log: Log, to: Stream,
         }
         let mut start = 0;
         while let Some((piece, next)) = next_piece(&pending, start, style.limit) {
-            log.child_line(to, style.prefix, &pending[start..piece]).await;
+            log.child_line(to, style.prefix, &pending[start..piece], correlation).await;
             start = next;
         }
         pending.drain(..start);
         pending.shrink_to(64 * 1024);
     }
     if !pending.is_empty() {
-        log.child_line(to, style.prefix, &pending).await;
+        log.child_line(to, style.prefix, &pending, correlation).await;
     }
 }
 

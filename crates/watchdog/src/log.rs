@@ -4,10 +4,19 @@
 //! that arrive together leave in one system call. Memory is bounded: access lines are dropped and
 //! counted when the collector stands still, the child's lines make the child wait instead.
 
+mod json;
+mod text;
+
 use std::fmt;
 use std::io::Write as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+
+pub(crate) use json::Correlation;
+use text::append_stamp;
+pub(crate) use text::human_size;
 
 /// What may wait for the collector, in bytes; beyond it nothing more is taken.
 const CAPACITY: usize = 1024 * 1024;
@@ -23,10 +32,47 @@ pub(crate) enum Stream {
     Stderr,
 }
 
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// As Go's log writes them: date, time, text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// The format of this name; `None` for a name that is no format's.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+
+/// What an access line tells of a call.
+#[derive(Debug)]
+pub(crate) struct AccessLine<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) uri: &'a Uri,
+    pub(crate) status: StatusCode,
+    /// Whether the status has its words, as in mode http.
+    pub(crate) with_reason: bool,
+    /// Bytes of the answer; negative when unknown.
+    pub(crate) size: i64,
+    pub(crate) seconds: f64,
+    /// Shown in text lines where it is some.
+    pub(crate) call_id: Option<&'a HeaderValue>,
+    pub(crate) correlation: Option<&'a Correlation>,
+}
+
 /// A handle to the one log of the process; cheap to clone.
 #[derive(Clone)]
 pub struct Log {
     shared: Arc<Shared>,
+    format: LogFormat,
 }
 
 struct Shared {
@@ -64,7 +110,7 @@ impl Log {
     ///
     /// # Errors
     /// When the system refuses a thread; nothing can run then.
-    pub fn start() -> std::io::Result<Self> {
+    pub fn start(format: LogFormat) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::default()),
             changed: Condvar::new(),
@@ -74,48 +120,93 @@ impl Log {
         std::thread::Builder::new()
             .name("log".to_owned())
             .stack_size(64 * 1024)
-            .spawn(move || writer.write_all())?;
-        Ok(Self { shared })
+            .spawn(move || writer.write_all(format))?;
+        Ok(Self { shared, format })
     }
 
     /// Writes one stamped line to stderr; drops it, and counts it, when the collector stands still.
     pub fn line(&self, text: fmt::Arguments<'_>) {
+        self.own(|buffer| match self.format {
+            LogFormat::Text => {
+                append_stamp(buffer);
+                let _infallible = buffer.write_fmt(text);
+            }
+            LogFormat::Json => json::message(buffer, "watchdog", &text.to_string(), None),
+        });
+    }
+
+    /// Writes the line of one call to stderr, as `line` does.
+    pub(crate) fn access(&self, access: &AccessLine<'_>) {
+        self.own(|buffer| match self.format {
+            LogFormat::Text => {
+                append_stamp(buffer);
+                let _infallible = write!(buffer, "{access}");
+            }
+            LogFormat::Json => json::access(buffer, access),
+        });
+    }
+
+    /// By what lines about this request are found again; nothing where lines do not show it.
+    pub(crate) fn correlation(&self, headers: &HeaderMap) -> Option<Arc<Correlation>> {
+        (self.format == LogFormat::Json).then(|| Arc::new(Correlation::of(headers)))
+    }
+
+    fn own(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.shared.lock();
         if state.waiting() > CAPACITY {
             state.dropped += 1;
             return;
         }
-        append_stamp(&mut state.stderr);
-        let _infallible = state.stderr.write_fmt(text);
+        write(&mut state.stderr);
         state.stderr.push(b'\n');
         self.shared.wake(&mut state);
     }
 
     /// Writes one line of the child to the stream it came from, waiting while there is no room.
-    pub(crate) async fn child_line(&self, stream: Stream, prefix: bool, text: &[u8]) {
+    pub(crate) async fn child_line(
+        &self,
+        stream: Stream,
+        prefix: bool,
+        text: &[u8],
+        correlation: Option<&Correlation>,
+    ) {
         loop {
             let room = self.shared.room.notified();
-            if self.try_child_line(stream, prefix, text) {
+            if self.try_child_line(stream, prefix, text, correlation) {
                 return;
             }
             room.await;
         }
     }
 
-    fn try_child_line(&self, stream: Stream, prefix: bool, text: &[u8]) -> bool {
+    fn try_child_line(
+        &self,
+        stream: Stream,
+        prefix: bool,
+        text: &[u8],
+        correlation: Option<&Correlation>,
+    ) -> bool {
         let mut state = self.shared.lock();
         if state.waiting() > CAPACITY {
             return false;
         }
-        let (buffer, name): (_, &[u8]) = match stream {
-            Stream::Stdout => (&mut state.stdout, b"stdout: "),
-            Stream::Stderr => (&mut state.stderr, b"stderr: "),
+        let (buffer, name) = match stream {
+            Stream::Stdout => (&mut state.stdout, "stdout"),
+            Stream::Stderr => (&mut state.stderr, "stderr"),
         };
-        if prefix {
-            append_stamp(buffer);
-            buffer.extend_from_slice(name);
+        match self.format {
+            LogFormat::Text => {
+                if prefix {
+                    append_stamp(buffer);
+                    buffer.extend_from_slice(name.as_bytes());
+                    buffer.extend_from_slice(b": ");
+                }
+                buffer.extend_from_slice(text);
+            }
+            LogFormat::Json => {
+                json::message(buffer, name, &String::from_utf8_lossy(text), correlation);
+            }
         }
-        buffer.extend_from_slice(text);
         buffer.push(b'\n');
         self.shared.wake(&mut state);
         true
@@ -154,7 +245,7 @@ impl Shared {
         }
     }
 
-    fn write_all(&self) {
+    fn write_all(&self, format: LogFormat) {
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
         loop {
@@ -176,11 +267,16 @@ impl Shared {
             drop(state);
             self.room.notify_waiters();
             if dropped > 0 {
-                append_stamp(&mut stderr);
-                let _infallible = writeln!(
-                    stderr,
-                    "{dropped} log lines were dropped: the log collector is too slow"
-                );
+                let text =
+                    format!("{dropped} log lines were dropped: the log collector is too slow");
+                match format {
+                    LogFormat::Text => {
+                        append_stamp(&mut stderr);
+                        stderr.extend_from_slice(text.as_bytes());
+                    }
+                    LogFormat::Json => json::message(&mut stderr, "watchdog", &text, None),
+                }
+                stderr.push(b'\n');
             }
             // A closed stream is nobody's fault and nothing can be reported about it.
             let mut out = std::io::stdout().lock();
@@ -201,103 +297,22 @@ fn reset(buffer: &mut Vec<u8>) {
     buffer.shrink_to(64 * 1024);
 }
 
-/// Appends `YYYY/MM/DD HH:MM:SS ` (UTC).
-fn append_stamp(buffer: &mut Vec<u8>) {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    stamp(buffer, seconds);
-}
-
-fn stamp(buffer: &mut Vec<u8>, unix_seconds: u64) {
-    let (year, month, day) = civil_date(unix_seconds / 86_400);
-    let second = unix_seconds % 86_400;
-    let mut text = *b"0000/00/00 00:00:00 ";
-    let mut put = |at: usize, width: usize, mut value: u64| {
-        for slot in (at..at + width).rev() {
-            text[slot] = b'0' + u8::try_from(value % 10).unwrap_or(0);
-            value /= 10;
-        }
-    };
-    put(0, 4, year);
-    put(5, 2, month);
-    put(8, 2, day);
-    put(11, 2, second / 3600);
-    put(14, 2, second / 60 % 60);
-    put(17, 2, second % 60);
-    buffer.extend_from_slice(&text);
-}
-
-/// Days since 1970-01-01 as year, month, day of the Gregorian calendar: years are counted from
-/// March, so that the leap day is the last of its year.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day)
-}
-
-/// A size for people, in powers of a thousand and at most four digits: `39B`, `1.2kB`.
-/// Negative is an unknown size: `-1B`.
-pub(crate) fn human_size(bytes: i64) -> String {
-    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
-    if bytes < 1000 {
-        return format!("{bytes}B");
-    }
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    let decimals = if value >= 100.0 {
-        1
-    } else if value >= 10.0 {
-        2
-    } else {
-        3
-    };
-    let text = format!("{value:.decimals$}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    format!("{text}{}", UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stamps_have_the_go_log_shape() {
-        let check = |seconds, expected: &str| {
-            let mut buffer = Vec::new();
-            stamp(&mut buffer, seconds);
-            assert_eq!(String::from_utf8(buffer).unwrap(), expected);
+impl fmt::Display for AccessLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, uri, status, size, seconds, .. } = self;
+        let number = status.as_u16();
+        let (space, reason) = match status.canonical_reason() {
+            Some(reason) if self.with_reason => (" ", reason),
+            _ => ("", ""),
         };
-        check(0, "1970/01/01 00:00:00 ");
-        check(951_782_399, "2000/02/28 23:59:59 ");
-        check(951_782_400, "2000/02/29 00:00:00 ");
-        check(1_709_251_199, "2024/02/29 23:59:59 ");
-        check(1_767_225_599, "2025/12/31 23:59:59 ");
-        check(1_767_225_600, "2026/01/01 00:00:00 ");
-    }
-
-    #[test]
-    fn sizes_are_in_human_units() {
-        let check = |bytes, expected: &str| assert_eq!(human_size(bytes), expected);
-        check(-1, "-1B");
-        check(0, "0B");
-        check(39, "39B");
-        check(999, "999B");
-        check(1000, "1kB");
-        check(1200, "1.2kB");
-        check(1234, "1.234kB");
-        check(12_345, "12.35kB");
-        check(5_000_000, "5MB");
-        check(i64::MAX, "9.223EB");
+        let size = human_size(*size);
+        write!(
+            f,
+            "{method} {uri} - {number}{space}{reason} - ContentLength: {size} ({seconds:.4}s)"
+        )?;
+        match self.call_id {
+            Some(id) => write!(f, " [{}]", String::from_utf8_lossy(id.as_bytes())),
+            None => Ok(()),
+        }
     }
 }

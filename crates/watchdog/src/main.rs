@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use updraft_watchdog::{Config, Log, lock_file_exists, run, version_line};
+use updraft_watchdog::{Config, Log, LogFormat, lock_file_exists, run, version_line};
 
 fn main() -> ExitCode {
     if let Some(argument) = std::env::args().nth(1) {
@@ -25,7 +25,9 @@ fn main() -> ExitCode {
             }
         }
     }
-    let Ok(log) = Log::start() else {
+    // A name that is no format's is refused together with the other settings.
+    let format = variable("log_format").and_then(|name| LogFormat::named(&name));
+    let Ok(log) = Log::start(format.unwrap_or(LogFormat::Text)) else {
         let text = "cannot start a thread: raise the limit of processes of this container";
         return say(&mut std::io::stderr(), text, ExitCode::FAILURE);
     };

@@ -22,6 +22,7 @@ use crate::files::Files;
 use crate::life::Life;
 use crate::lines;
 use crate::log::{Log, Stream};
+use crate::metrics::{self, Metrics};
 use crate::server::{self, App, Target};
 use crate::upstream::Upstream;
 
@@ -69,6 +70,7 @@ pub async fn run(config: Config, log: Log) -> ExitCode {
 }
 
 async fn try_run(config: Config, log: &Log) -> Result<(), String> {
+    let begun = Instant::now();
     announce(&config, log);
     let problem = |what: &'static str| move |cause: io::Error| format!("{what}: {cause}");
     let children = Children::start().map_err(problem("cannot watch processes"))?;
@@ -80,6 +82,15 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
     let listener = listen(config.port).await.map_err(|cause| {
         format!("cannot listen on port {}: {cause}; set `port` to a free one", config.port)
     })?;
+    let metrics = Arc::new(Metrics::default());
+    let metrics_listener = match config.metrics_port {
+        None => None,
+        Some(port) => Some(listen(port).await.map_err(|cause| {
+            format!(
+                "cannot serve metrics on port {port}: {cause}; set `metrics_port` to a free one, or to 0 for no metrics"
+            )
+        })?),
+    };
     let mut function = None;
     let target = match &config.mode {
         Mode::Http { command, upstream } => {
@@ -96,10 +107,18 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
     if let Ok(address) = listener.local_addr() {
         log.line(format_args!("Listening on port: {}", address.port()));
     }
-    let app = Arc::new(App { config, log: log.clone(), life: Arc::clone(&life), children, target });
+    let serving_metrics = metrics_listener.map(|listener| {
+        if let Ok(address) = listener.local_addr() {
+            log.line(format_args!("Metrics listening on port: {}", address.port()));
+        }
+        tokio::spawn(metrics::serve(Arc::clone(&metrics), listener))
+    });
+    let (life_here, log_here) = (Arc::clone(&life), log.clone());
+    let app = App { config, log: log_here, life: life_here, children, metrics, target };
+    let app = Arc::new(app);
     let (closing, closed) = watch::channel(false);
     let accepting = tokio::spawn(server::accept(Arc::clone(&app), listener, closed));
-    let becoming_ready = tokio::spawn(become_ready(Arc::clone(&app)));
+    let becoming_ready = tokio::spawn(become_ready(Arc::clone(&app), begun));
 
     let drained = tokio::select! {
         exit = ended(&mut function) => Err(exit),
@@ -115,6 +134,9 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
     };
     becoming_ready.abort();
     accepting.abort();
+    if let Some(serving) = serving_metrics {
+        serving.abort();
+    }
     life.begin_leaving();
     if let Err(exit) = drained {
         if let Some(function) = function {
@@ -163,18 +185,17 @@ fn start_function(
     })?;
     let Child { group, stdin, stdout, stderr, exit } = child;
     let style = config.line_style();
-    let out = tokio::spawn(lines::copy(stdout, log.clone(), Stream::Stdout, style));
-    let err =
-        stderr.map(|stderr| tokio::spawn(lines::copy(stderr, log.clone(), Stream::Stderr, style)));
+    let out = tokio::spawn(lines::copy(stdout, log.clone(), Stream::Stdout, style, None));
+    let err = stderr
+        .map(|stderr| tokio::spawn(lines::copy(stderr, log.clone(), Stream::Stderr, style, None)));
     Ok(Function { child_group: group, exit, _stdin: stdin, copiers: (out, err) })
 }
 
 /// Waits until the function takes connections, then reports health.
-async fn become_ready(app: Arc<App>) {
+async fn become_ready(app: Arc<App>, begun: Instant) {
     if let Target::Http(upstream) = &app.target
         && !app.config.early_ready
     {
-        let begun = Instant::now();
         while upstream.dial().await.is_err() {
             // Quick programs listen within milliseconds, and each of them is a cold start's.
             let pause = match begun.elapsed() {
@@ -185,6 +206,7 @@ async fn become_ready(app: Arc<App>) {
             tokio::time::sleep(pause).await;
         }
     }
+    app.metrics.ready_after(begun.elapsed());
     if let Some(path) = app.life.lock_file() {
         app.log.line(format_args!("Writing lock-file to: {}", path.display()));
     }

@@ -27,6 +27,7 @@ use crate::config::{Classic, CommandLine, Config};
 use crate::files::Files;
 use crate::life::{Life, Place};
 use crate::log::Log;
+use crate::metrics::{Measured, Metrics};
 use crate::upstream::Upstream;
 use crate::{fork, proxy};
 
@@ -47,6 +48,7 @@ pub(crate) struct App {
     pub(crate) log: Log,
     pub(crate) life: Arc<Life>,
     pub(crate) children: Arc<Children>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) target: Target,
 }
 
@@ -143,21 +145,31 @@ async fn answer(
     match request.uri().path() {
         "/_/health" => health(&app, &request),
         "/_/ready" => ready(&app, clock, request).await,
-        _ => match app.life.enter() {
-            Ok(place) => invoke(&app, Some(place), clock, request).await,
-            Err(limit) => limit_reached(limit),
-        },
+        _ => {
+            let measured = app.metrics.begin(request.method());
+            match app.life.enter() {
+                Ok(place) => invoke(&app, Some((place, measured)), clock, request).await,
+                Err(limit) => {
+                    let response = limit_reached(limit);
+                    measured.end(response.status(), Duration::ZERO);
+                    response
+                }
+            }
+        }
     }
 }
 
+/// Has the mode answer; `counted` is `None` for a probe, which neither takes a place nor is
+/// measured.
 async fn invoke(
     app: &Arc<App>,
-    place: Option<Place>,
+    counted: Option<(Place, Measured)>,
     clock: Arc<ConnectionClock>,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let end = Instant::now() + app.config.answer_limit() + GRACE;
-    let call = Box::new(Call::begin(place, clock, end));
+    let (place, measured) = counted.unzip();
+    let call = Box::new(Call::begin(place, measured, clock, end));
     match &app.target {
         Target::Http(upstream) => proxy::call(app, upstream, request, call).await,
         Target::Streaming(command) => fork::streaming(app, command, request, call).await,
@@ -165,7 +177,12 @@ async fn invoke(
         Target::Classic(command, settings) => {
             fork::classic(app, command, settings, request, call).await
         }
-        Target::Static(files) => files.serve(&request).await.map(|body| body.with(call)),
+        Target::Static(files) => {
+            let mut call = call;
+            let response = files.serve(&request).await;
+            call.answered(response.status(), Some(-1));
+            response.map(|body| body.with(call))
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) async fn classic(
     command: &CommandLine,
     settings: &Classic,
     request: Request<Incoming>,
-    call: Box<Call>,
+    mut call: Box<Call>,
 ) -> Response<Body> {
     let response = match answer(app, command, settings, request, &call).await {
         Ok(response) => response,
@@ -43,6 +43,7 @@ pub(crate) async fn classic(
     if settings.debug_headers {
         log_headers(&app.log, "out", response.headers());
     }
+    call.answered(response.status(), None);
     response.map(|body| body.with(call))
 }
 
@@ -74,7 +75,7 @@ async fn answer(
     let streams = if settings.combine_output { Streams::Together } else { Streams::Apart };
 
     app.log.line(format_args!("Forking fprocess."));
-    let Process { stdin, mut output } = start(app, command, environment, streams)?;
+    let Process { stdin, mut output } = start(app, command, &parts, environment, streams)?;
     let mut written = BytesMut::new();
     let ended = tokio::select! {
         ended = output.collect_into(&mut written, app.config.max_buffer) => ended,

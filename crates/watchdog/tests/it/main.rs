@@ -6,4 +6,5 @@ mod classic;
 mod forking;
 mod http;
 mod life;
+mod observe;
 mod support;

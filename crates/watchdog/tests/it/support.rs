@@ -48,6 +48,7 @@ fn settings(mut command: Command, folder: &Path, variables: &[(&str, &str)]) -> 
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("TMPDIR", folder)
         .env("port", "0")
+        .env("metrics_port", "0")
         .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -138,7 +139,9 @@ impl Watchdog {
         }
         let mut watchdog = Self { process, inner: None, port: 0, lines, folder };
         let line = watchdog.wait_line("Listening on port: ");
-        watchdog.port = line.rsplit(' ').next().unwrap().parse().unwrap();
+        // A line of JSON goes on behind the number.
+        let rest = line.rsplit(' ').next().unwrap();
+        watchdog.port = rest.split('"').next().unwrap().parse().unwrap();
         watchdog
     }
 
