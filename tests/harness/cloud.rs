@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::http::{self, Answer};
+use crate::images::{self, Recipe};
 use crate::{Traces, base_images, sweep};
 
 /// How long a cloud may take until it accepts; a loaded machine is slow.
@@ -53,6 +54,29 @@ impl Cloud {
         base_images::provide(names, &cloud.data_dir());
         cloud.resume();
         cloud
+    }
+
+    /// Starts a cloud with these flags, and without the example, that has these images.
+    pub fn start_with_images(recipes: &[Recipe<'_>], flags: &[&str]) -> Self {
+        sweep::sweep(&binary());
+        let folder = sweep::new_folder();
+        let mut cloud =
+            Self { folder, listen: SocketAddr::from(([127, 0, 0, 1], 0)), server: None };
+        for recipe in recipes {
+            cloud.load(recipe);
+        }
+        let flags = [&["--no-example"], flags].concat();
+        cloud.try_resume(&flags).unwrap_or_else(|error| {
+            panic!("the cloud does not start: {error:#}\n{}", cloud.server_log());
+        });
+        cloud
+    }
+
+    /// Loads an image, the server running or not.
+    pub fn load(&self, recipe: &Recipe<'_>) {
+        let archive = images::archive(recipe, &self.folder);
+        self.run_ok(&["images", "load", archive.to_str().expect("the path is text")]);
+        fs::remove_file(archive).expect("the archive can be removed");
     }
 
     /// A cloud that does not run yet, whose data lies on a file system of its own with so many

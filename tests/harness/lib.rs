@@ -8,6 +8,7 @@ mod cloud;
 pub mod fixture;
 mod git;
 mod http;
+pub mod images;
 mod sweep;
 mod traces;
 
@@ -18,6 +19,12 @@ pub use cloud::{Cloud, CommandOutput, binary};
 pub use git::{PushOutcome, Repository};
 pub use http::{Answer, Connection};
 pub use traces::Traces;
+
+/// The bytes in base64, as JSON carries them.
+pub fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
 
 /// Removes what crashed test runs have left on the machine.
 ///

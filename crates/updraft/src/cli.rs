@@ -348,6 +348,11 @@ pub(crate) enum Images {
         /// Its name
         image: String,
     },
+    /// Write the watchdog, a static program, into a file: for an image that you build elsewhere
+    Watchdog {
+        /// The file; it must not be there yet
+        file: PathBuf,
+    },
     /// Make the base images of languages now, from Debian packages, so that no push waits for it
     Base {
         /// Which ones; default: list them

@@ -1,5 +1,10 @@
 //! `updraft images`: the images kept on this machine, server or not.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use updraft_images::base::{self, BaseImage};
@@ -8,6 +13,7 @@ use updraft_model::ImageRef;
 
 use crate::cli::Images;
 use crate::data_dir::DataDir;
+use crate::WATCHDOG;
 use crate::output::Output;
 
 /// Opens the store of a data directory; the one way in, for the server too.
@@ -18,6 +24,9 @@ pub(crate) async fn open(data_dir: &DataDir) -> Result<ImageStore> {
 }
 
 pub(crate) async fn run(data_dir: &DataDir, command: Images, output: Output) -> Result<()> {
+    if let Images::Watchdog { file } = &command {
+        return write_watchdog(file);
+    }
     let store = open(data_dir).await?;
     match command {
         Images::List => list(&store, output).await,
@@ -36,7 +45,18 @@ pub(crate) async fn run(data_dir: &DataDir, command: Images, output: Output) -> 
             Ok(())
         }
         Images::Base { names, all } => make_base_images(&store, &names, all, output).await,
+        Images::Watchdog { file } => write_watchdog(&file),
     }
+}
+
+/// Needs no store: the watchdog is a part of this program.
+fn write_watchdog(file: &Path) -> Result<()> {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o755);
+    options
+        .open(file)
+        .and_then(|mut opened| opened.write_all(WATCHDOG))
+        .with_context(|| format!("cannot write the watchdog to {}", file.display()))
 }
 
 async fn list(store: &ImageStore, output: Output) -> Result<()> {
