@@ -289,7 +289,8 @@ async fn verbs(certified: &Certified) {
 async fn invoke_redirect() {
     let certified = Certified::new().await;
     for namespace in NAMESPACES {
-        let sent = deployment("redirector-test", namespace, "theaxer/redirector:latest", "./handler");
+        let sent =
+            deployment("redirector-test", namespace, "theaxer/redirector:latest", "./handler");
         let sent = with(sent, "envVars", json!({"destination": "http://example.com"}));
         certified.deploy(&sent).await;
         assert_is_as_deployed(&certified.status("redirector-test", namespace).await, &sent);
@@ -343,7 +344,8 @@ async fn function_logs() {
                 .collect();
             assert!(lines.iter().all(|line| line["name"] == "test-logger"), "{lines:?}");
             assert!(lines.iter().all(|line| line["namespace"] == namespace), "{lines:?}");
-            let begins = |text: &str| lines.iter().any(|line| behind_the_time(line).starts_with(text));
+            let begins =
+                |text: &str| lines.iter().any(|line| behind_the_time(line).starts_with(text));
             (begins("Forking fprocess") && begins(&wrote)).then_some(())
         })
         .await;

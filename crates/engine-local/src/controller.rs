@@ -16,7 +16,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-use updraft_engine::{Endpoint, EngineError, FunctionEndpoints, ReplicaId, Revision};
+use updraft_engine::{Endpoint, EngineError, Expect, FunctionEndpoints, ReplicaId, Revision};
 use updraft_model::{FunctionId, FunctionSpec};
 
 use crate::exit::Process;
@@ -36,7 +36,7 @@ const CANDIDATE_FAILURES: u32 = 3;
 /// What a function is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Apply { wish: Box<Wish>, reply: oneshot::Sender<Result<Revision, EngineError>> },
+    Apply { wish: Box<Wish>, expect: Expect, reply: oneshot::Sender<Result<Revision, EngineError>> },
     Scale { replicas: u32, reply: oneshot::Sender<Result<(), EngineError>> },
     Remove { reply: oneshot::Sender<Result<(), EngineError>> },
 }
@@ -123,8 +123,8 @@ impl Controller {
             let wake_up = self.next_timer();
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::Apply { wish, reply }) => {
-                        let answer = self.apply(*wish);
+                    Some(Command::Apply { wish, expect, reply }) => {
+                        let answer = self.apply(*wish, expect);
                         self.reconcile();
                         // A caller that left does not need the answer.
                         drop(reply.send(answer));
@@ -216,8 +216,12 @@ impl Controller {
         saved.map_err(|error| EngineError::engine(format!("record function `{}`", self.id), error))
     }
 
-    fn apply(&mut self, wish: Wish) -> Result<Revision, EngineError> {
+    fn apply(&mut self, wish: Wish, expect: Expect) -> Result<Revision, EngineError> {
         let before = self.desired.clone();
+        let there = before.as_ref().map(|there| (there.created_at, there.shown().revision));
+        if !expect.is_met(there) {
+            return Err(EngineError::Superseded(self.id.clone()));
+        }
         let serves = self.serves();
         let applied = desire::applied(before.as_ref(), wish, serves, Timestamp::now());
         let revision = applied.shown().revision;

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{
-    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, FunctionStatus, LogLine,
+    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
     LogQuery, NamespaceInfo, Revision, SecretValue, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
@@ -247,7 +247,12 @@ impl Engine for LocalEngine {
         }
     }
 
-    async fn apply(&self, spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError> {
+    async fn apply_if(
+        &self,
+        spec: FunctionSpec,
+        wake: Wake,
+        expect: Expect,
+    ) -> Result<Revision, EngineError> {
         spec.check()?;
         let id = spec.id.clone();
         self.namespaces.check(&id.namespace)?;
@@ -260,10 +265,13 @@ impl Engine for LocalEngine {
         })?;
         // A removal may overtake: then the function is new again.
         loop {
+            if matches!(expect, Expect::Unchanged { .. }) && self.handle(&id).is_none() {
+                return Err(EngineError::Superseded(id));
+            }
             let handle = self.handle_or_new(&id);
             let (reply, answer) = oneshot::channel();
             let wish = Wish { spec: spec.clone(), wake, image, secrets: secrets.clone() };
-            let command = Command::Apply { wish: Box::new(wish), reply };
+            let command = Command::Apply { wish: Box::new(wish), expect, reply };
             if handle.commands.send(command).await.is_ok()
                 && let Ok(answer) = answer.await
             {

@@ -157,6 +157,7 @@ macro_rules! engine_conformance {
                 what_does_not_exist_is_told,
                 a_spec_that_cannot_run_is_refused,
                 the_same_spec_again_changes_nothing,
+                a_change_in_between_stops_a_conditional_update,
                 an_update_replaces_what_answers,
                 a_first_revision_that_fails_is_told_with_its_last_lines,
                 an_image_that_does_not_exist_is_told,

@@ -39,6 +39,42 @@ pub enum Wake {
     AtLeastMinimum,
 }
 
+/// What a caller has seen of a function and wants to find unchanged: between a look and an
+/// [`Engine::apply_if`] another caller may have deployed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Whatever is there may be replaced.
+    Anything,
+    /// No function of that name.
+    Nothing,
+    /// The function of that age, at that revision.
+    Unchanged {
+        /// [`FunctionStatus::created_at`]: revisions begin anew after a removal.
+        created_at: Timestamp,
+        /// [`FunctionStatus::revision`].
+        revision: Revision,
+    },
+}
+
+impl Expect {
+    /// What [`Engine::get`] answered.
+    pub fn as_seen(status: Option<&FunctionStatus>) -> Self {
+        status.map_or(Self::Nothing, |status| Self::Unchanged {
+            created_at: status.created_at,
+            revision: status.revision,
+        })
+    }
+
+    /// Whether that is what is there: age and revision of the function, if there is one.
+    pub fn is_met(self, there: Option<(Timestamp, Revision)>) -> bool {
+        match self {
+            Self::Anything => true,
+            Self::Nothing => there.is_none(),
+            Self::Unchanged { created_at, revision } => there == Some((created_at, revision)),
+        }
+    }
+}
+
 /// Which log lines to read.
 #[derive(Debug, Clone)]
 pub struct LogQuery {
@@ -76,7 +112,22 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// [`EngineError::Invalid`], [`EngineError::MissingSecrets`],
     /// [`EngineError::UnknownNamespace`] are the caller's; nothing has changed then.
-    async fn apply(&self, spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError>;
+    async fn apply(&self, spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError> {
+        self.apply_if(spec, wake, Expect::Anything).await
+    }
+
+    /// As [`Self::apply`], unless the function is no longer what the caller has seen. Nothing
+    /// comes between the comparison and the change.
+    ///
+    /// # Errors
+    /// Those of [`Self::apply`]; [`EngineError::Superseded`] when it is something else: look
+    /// again and decide anew.
+    async fn apply_if(
+        &self,
+        spec: FunctionSpec,
+        wake: Wake,
+        expect: Expect,
+    ) -> Result<Revision, EngineError>;
 
     /// Waits until `revision` takes the function's traffic.
     ///

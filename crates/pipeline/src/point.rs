@@ -2,13 +2,16 @@
 //! live, is rolled back or is taken away.
 
 use thiserror::Error;
-use updraft_engine::{EngineError, Wake};
+use updraft_engine::{EngineError, Expect, Wake};
 use updraft_model::{FunctionName, OwnerName, RepositoryName};
 use updraft_store::{PinnedTo, Release, StoreError};
 
 use crate::error::{RemoveError, RollbackError};
 use crate::pipeline::Pipeline;
 use crate::spec;
+
+/// How often a function may change between a look at it and its change.
+const LOOKS: usize = 8;
 
 /// Why a function was not pointed at a release, or not taken away.
 #[derive(Debug, Error)]
@@ -34,11 +37,19 @@ impl Pipeline {
         let Release { owner, function, number, .. } = release;
         let spec = spec::running(release);
         let id = spec.id.clone();
-        let status = self.engine.get(&id).await?;
-        if let Some(text) = status.as_ref().and_then(|s| spec::foreign(s, owner, repository)) {
-            return Err(PointError::Foreign(text));
-        }
-        let revision = self.engine.apply(spec, Wake::AtLeastMinimum).await?;
+        let mut looks = 0;
+        let revision = loop {
+            let status = self.engine.get(&id).await?;
+            if let Some(text) = status.as_ref().and_then(|s| spec::foreign(s, owner, repository)) {
+                return Err(PointError::Foreign(text));
+            }
+            let seen = Expect::as_seen(status.as_ref());
+            match self.engine.apply_if(spec.clone(), Wake::AtLeastMinimum, seen).await {
+                // Somebody else came in between, and it may be theirs now.
+                Err(EngineError::Superseded(_)) if looks < LOOKS => looks += 1,
+                applied => break applied?,
+            }
+        };
         self.engine.wait_ready(&id, revision, self.options.ready_limit).await?;
         self.store.set_live(owner, function, *number, pinned).await?;
         Ok(())

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use updraft_edge::{Edge, EdgeLimits, EdgeParts, Root};
 use updraft_engine::{
-    Availability, Capabilities, Endpoint, EndpointTable, Engine, EngineError, EngineInfo,
+    Availability, Capabilities, Endpoint, EndpointTable, Engine, EngineError, EngineInfo, Expect,
     FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, ReplicaId, ReplicaLoad,
     Revision, SecretValue, Version, Wake,
 };
@@ -124,7 +124,7 @@ impl Engine for Double {
         let version = Version { release: "0".into(), sha: "0".into() };
         EngineInfo { provider: "double".into(), orchestration: "containers".into(), version }
     }
-    async fn apply(&self, _: FunctionSpec, _: Wake) -> Result<Revision, EngineError> {
+    async fn apply_if(&self, _: FunctionSpec, _: Wake, _: Expect) -> Result<Revision, EngineError> {
         absent()
     }
     async fn wait_ready(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use updraft_model::{FunctionId, labels};
 
 use super::{Harness, Judge, PATIENCE, with_environment};
-use crate::{Availability, EngineError, Fault, Revision, Wake};
+use crate::{Availability, EngineError, Expect, Fault, Revision, Wake};
 
 /// A function goes through its whole life.
 pub async fn a_function_is_created_listed_described_and_removed<H: Harness>(judge: Arc<Judge<H>>) {
@@ -37,6 +37,37 @@ pub async fn a_function_is_created_listed_described_and_removed<H: Harness>(judg
     assert!(!engine.endpoints().borrow().contains_key(&spec.id));
     assert!(engine.get(&spec.id).await.unwrap().is_none());
     assert_eq!(engine.list(&spec.id.namespace).await.unwrap().len(), 1);
+}
+
+/// A caller that decided on what it saw does not overwrite what came since.
+pub async fn a_change_in_between_stops_a_conditional_update<H: Harness>(judge: Arc<Judge<H>>) {
+    let engine = judge.engine();
+    let spec = judge.spec("contended");
+    let apply_if = async |answer: &str, expect| {
+        let spec = with_environment(spec.clone(), &[("GREETING", answer)]);
+        engine.apply_if(spec, Wake::Keep, expect).await
+    };
+    let seen = async || Expect::as_seen(engine.get(&spec.id).await.unwrap().as_ref());
+    let is_superseded = |result: Result<Revision, EngineError>| {
+        assert!(matches!(result, Err(EngineError::Superseded(_))), "{result:?}");
+    };
+
+    let nothing = seen().await;
+    assert_eq!(nothing, Expect::Nothing);
+    apply_if("one", nothing).await.unwrap();
+    is_superseded(apply_if("two", nothing).await);
+    let first = seen().await;
+    apply_if("two", first).await.unwrap();
+    is_superseded(apply_if("three", first).await);
+    assert_eq!(judge.status(&spec.id).await.spec.environment["GREETING"], "two");
+
+    // A function of the same name and revision that was made anew is another one.
+    engine.remove(&spec.id).await.unwrap();
+    is_superseded(apply_if("three", first).await);
+    assert!(engine.get(&spec.id).await.unwrap().is_none());
+    apply_if("one", seen().await).await.unwrap();
+    is_superseded(apply_if("three", first).await);
+    apply_if("three", Expect::Anything).await.unwrap();
 }
 
 /// Calls on a function that is not there are the caller's fault and say so.

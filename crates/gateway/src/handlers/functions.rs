@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use http::StatusCode;
-use updraft_engine::{FunctionStatus, Wake};
+use updraft_engine::{EngineError, Expect, FunctionStatus, Wake};
 use updraft_model::{FunctionSpec, labels};
 
 use super::{DESCRIPTION_LIMIT, Parts, QueryMap, namespace_of};
@@ -12,6 +12,9 @@ use crate::GatewayParts;
 use crate::answer::{Failure, engine_failure, place_failure, read_body};
 use crate::place;
 use crate::wire::{self, DeleteFunctionRequest, FunctionDeployment, ScaleServiceRequest};
+
+/// How often a function may change between a look at it and its change.
+const LOOKS: usize = 8;
 
 fn show(parts: &GatewayParts, status: FunctionStatus) -> wire::FunctionStatus {
     let invocations = parts.invocations.count(&status.spec.id);
@@ -99,25 +102,31 @@ async fn deploy(
 ) -> Result<StatusCode, Failure> {
     let engine = &*parts.engine;
     let id = spec.id.clone();
-    match engine.get(&id).await {
-        Ok(None) if if_absent == IfAbsent::Refuse => {
-            return Err(Failure::new(
-                StatusCode::NOT_FOUND,
-                format!("function `{id}` does not exist, create it with POST"),
-            ));
+    for _ in 0..LOOKS {
+        let existing = match engine.get(&id).await {
+            Ok(None) if if_absent == IfAbsent::Refuse => {
+                return Err(Failure::new(
+                    StatusCode::NOT_FOUND,
+                    format!("function `{id}` does not exist, create it with POST"),
+                ));
+            }
+            Ok(existing) => existing,
+            Err(error) => return Err(engine_failure(engine, error).await),
+        };
+        existing.as_ref().map_or(Ok(()), refuse_pushed)?;
+        // A push may come between this look and the change: then look again.
+        let seen = Expect::as_seen(existing.as_ref());
+        // An update never wakes a function that was scaled to zero.
+        match engine.apply_if(spec.clone(), Wake::Keep, seen).await {
+            Ok(_) => {
+                tracing::info!(function = %id, "deployed through the gateway");
+                return Ok(StatusCode::ACCEPTED);
+            }
+            Err(EngineError::Superseded(_)) => {}
+            Err(error) => return Err(engine_failure(engine, error).await),
         }
-        Ok(None) => {}
-        Ok(Some(existing)) => refuse_pushed(&existing)?,
-        Err(error) => return Err(engine_failure(engine, error).await),
     }
-    // An update never wakes a function that was scaled to zero.
-    match engine.apply(spec, Wake::Keep).await {
-        Ok(_) => {
-            tracing::info!(function = %id, "deployed through the gateway");
-            Ok(StatusCode::ACCEPTED)
-        }
-        Err(error) => Err(engine_failure(engine, error).await),
-    }
+    Err(engine_failure(engine, EngineError::Superseded(id)).await)
 }
 
 /// What runs for a pushed function is what its repository says; the gateway may stop or remove it,

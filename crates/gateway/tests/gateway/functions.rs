@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::Gateway;
+use updraft_model::{FunctionSpec, labels};
+
+use crate::harness::{Gateway, id};
 
 const FUNCTIONS: &str = "/system/functions";
 
@@ -201,6 +203,30 @@ async fn a_pushed_function_can_be_scaled_and_removed_but_not_overwritten() {
     assert_eq!(gateway.get("/system/function/alice-f").await.json()["image"], "i");
     gateway.call("POST", "/system/scale-function/alice-f", r#"{"replicas":3}"#).await.succeeds(202);
     gateway.call("DELETE", FUNCTIONS, r#"{"functionName":"alice-f"}"#).await.succeeds(202);
+}
+
+#[tokio::test]
+async fn a_push_that_comes_while_a_client_deploys_is_not_overwritten() {
+    let pushed = |name: &str| {
+        let mut spec = FunctionSpec::new(id(name), "pushed".parse().unwrap());
+        spec.labels.insert(labels::GIT_OWNER.to_owned(), "alice".to_owned());
+        spec.labels.insert(labels::GIT_REPO.to_owned(), "site".to_owned());
+        spec
+    };
+    let gateway = Gateway::new().await;
+    gateway.deploy(r#"{"service":"one","image":"i"}"#).await;
+    gateway.deploy(r#"{"service":"two","image":"i"}"#).await;
+    for (method, name) in [("POST", "new"), ("POST", "one"), ("PUT", "two")] {
+        gateway.engine.overtake(pushed(name));
+        let body = format!(r#"{{"service":"{name}","image":"client"}}"#);
+        gateway.call(method, FUNCTIONS, &body).await.fails_with(409, "`alice/site`");
+        let read = gateway.get(&format!("/system/function/{name}")).await.json();
+        assert_eq!(read["image"], "pushed");
+    }
+    // Another client's deployment may be overwritten: the later one counts.
+    gateway.engine.overtake(FunctionSpec::new(id("f"), "first".parse().unwrap()));
+    gateway.deploy(r#"{"service":"f","image":"second"}"#).await;
+    assert_eq!(gateway.get("/system/function/f").await.json()["image"], "second");
 }
 
 #[tokio::test]

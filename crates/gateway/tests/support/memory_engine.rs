@@ -1,7 +1,7 @@
 //! An engine that remembers and runs nothing: for tests of what stands before an engine.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::BroadcastStream;
 use updraft_engine::{
-    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, FunctionStatus, LogLine,
-    LogQuery, NamespaceInfo, ReplicaId, Revision, SecretValue, Version, Wake,
+    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
+    LogQuery, NamespaceInfo, ReplicaId, Revision, SecretValue, Usage, Version, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName, labels};
 
@@ -31,6 +31,9 @@ pub(crate) struct MemoryEngine {
     state: Mutex<State>,
     written: broadcast::Sender<(FunctionId, LogLine)>,
     broken: AtomicBool,
+    /// What somebody else deploys just before the next one deploys.
+    overtaking: Mutex<Option<FunctionSpec>>,
+    readings: AtomicU64,
     /// Log streams that nobody has dropped yet.
     pub(crate) open_logs: Arc<AtomicUsize>,
     table: watch::Sender<EndpointTable>,
@@ -60,6 +63,8 @@ impl MemoryEngine {
             }),
             written: broadcast::channel(100).0,
             broken: AtomicBool::new(false),
+            overtaking: Mutex::new(None),
+            readings: AtomicU64::new(0),
             open_logs: Arc::default(),
             table: watch::channel(EndpointTable::default()).0,
         })
@@ -68,6 +73,12 @@ impl MemoryEngine {
     /// From now on every call fails as if the machine had.
     pub(crate) fn break_down(&self) {
         self.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// Somebody else deploys this when the next deployment is on its way.
+    #[allow(dead_code, reason = "not all who share this file deploy")]
+    pub(crate) fn overtake(&self, spec: FunctionSpec) {
+        *self.overtaking.lock().unwrap() = Some(spec);
     }
 
     /// A replica of the function writes a line.
@@ -118,9 +129,22 @@ impl Engine for MemoryEngine {
         }
     }
 
-    async fn apply(&self, mut spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError> {
+    async fn apply_if(
+        &self,
+        mut spec: FunctionSpec,
+        wake: Wake,
+        expect: Expect,
+    ) -> Result<Revision, EngineError> {
         spec.check()?;
+        let overtaking = self.overtaking.lock().unwrap().take();
+        if let Some(other) = overtaking {
+            self.apply(other, Wake::Keep).await?;
+        }
         let mut state = self.state_with(&spec.id.namespace)?;
+        let there = state.functions.get(&spec.id).map(|there| (there.created_at, there.revision));
+        if !expect.is_met(there) {
+            return Err(EngineError::Superseded(spec.id));
+        }
         let missing = |name: &&SecretName| {
             !state.secrets.contains_key(&(spec.id.namespace.clone(), (*name).clone()))
         };
@@ -184,6 +208,16 @@ impl Engine for MemoryEngine {
         status.replicas = replicas;
         status.available_replicas = replicas;
         Ok(())
+    }
+
+    /// Half a second of one processor more at each reading; nothing of functions named `dark…`.
+    async fn usage(&self, id: &FunctionId) -> Result<Option<Usage>, EngineError> {
+        let state = self.state()?;
+        let unknown = || EngineError::UnknownFunction(id.clone());
+        let replicas = state.functions.get(id).ok_or_else(unknown)?.available_replicas;
+        let reading = self.readings.fetch_add(1, Ordering::SeqCst);
+        let usage = Usage { cpu_seconds: reading as f64 / 2.0, memory_bytes: 4096, replicas };
+        Ok(Some(usage).filter(|_| !id.name.as_str().starts_with("dark")))
     }
 
     fn endpoints(&self) -> watch::Receiver<EndpointTable> {

@@ -9,7 +9,7 @@ use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use updraft_engine::{
-    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, FunctionStatus, LogLine,
+    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
     LogQuery, NamespaceInfo, Revision, SecretValue, Version, Wake,
 };
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, Namespace, SecretName};
@@ -110,8 +110,17 @@ impl Engine for RecordingEngine {
         EngineInfo { provider: "test".into(), orchestration: "none".into(), version }
     }
 
-    async fn apply(&self, spec: FunctionSpec, wake: Wake) -> Result<Revision, EngineError> {
+    async fn apply_if(
+        &self,
+        spec: FunctionSpec,
+        wake: Wake,
+        expect: Expect,
+    ) -> Result<Revision, EngineError> {
         assert_eq!(wake, Wake::AtLeastMinimum);
+        assert_ne!(expect, Expect::Anything, "a push replaces only what it has looked at");
+        if Expect::as_seen(self.get(&spec.id).await?.as_ref()) != expect {
+            return Err(EngineError::Superseded(spec.id));
+        }
         let missing: Vec<_> = {
             let secrets = self.secrets.lock().unwrap();
             spec.secrets.iter().filter(|name| !secrets.contains(*name)).cloned().collect()

@@ -11,9 +11,9 @@ use updraft_images::base::{self, BaseImage};
 use updraft_images::{Image, ImageStore, ImageStoreOptions};
 use updraft_model::ImageRef;
 
+use crate::WATCHDOG;
 use crate::cli::Images;
 use crate::data_dir::DataDir;
-use crate::WATCHDOG;
 use crate::output::Output;
 
 /// Opens the store of a data directory; the one way in, for the server too.
