@@ -84,13 +84,6 @@ impl Certified {
         })
         .await;
     }
-
-    async fn wait_for_replicas(&self, name: &str, wanted: impl Fn(u64) -> bool, what: &str) {
-        eventually(what, SCALE_LIMIT, async || {
-            wanted(number(&self.status(name, NAMESPACES[0]).await, "replicas")).then_some(())
-        })
-        .await;
-    }
 }
 
 /// A number that is left out when it is 0.
