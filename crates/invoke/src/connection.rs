@@ -2,7 +2,8 @@
 //!
 //! There is no task per connection: whoever sends a request polls the connection until the last
 //! byte of the answer, so a call costs no hand-over between tasks. A connection goes back to its
-//! replica when the answer's **body** has ended, and only if both sides are done with it.
+//! replica when the answer's **body** has ended, and only if both sides are done with it. Where
+//! the replica speaks HTTP/2 a connection here is one stream of a shared one.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -16,15 +17,16 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::client::conn::{TrySendError, http1};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::task::AbortOnDropHandle;
-use updraft_engine::Lease;
 
 use crate::body::{BodyError, RequestBody, Upload};
+use crate::line::Hold;
 use crate::metrics::Account;
 use crate::replica::Replica;
+use crate::shared_connection::{SharedConnection, written_for_http2};
 use crate::wire::Wire;
 
 /// Hyper's side of a connection; its type has no name outside of hyper.
@@ -44,11 +46,21 @@ pub(crate) enum ExchangeError {
 
 /// A connection to a replica.
 pub(crate) struct Connection {
-    sender: http1::SendRequest<RequestBody>,
-    /// Reads and writes the socket when polled; none once the socket is closed or given away.
-    driver: Option<Driver>,
+    channel: Channel,
     clock: Clock,
     pub(crate) last_used: Instant,
+}
+
+/// The way to the replica.
+enum Channel {
+    /// HTTP/1.1, for one request at a time.
+    Own {
+        sender: http1::SendRequest<RequestBody>,
+        /// Reads and writes the socket when polled; none once the socket is closed or given away.
+        driver: Option<Driver>,
+    },
+    /// A place on an HTTP/2 connection, which others use too.
+    Shared(SharedConnection),
 }
 
 impl Connection {
@@ -60,74 +72,110 @@ impl Connection {
             .await
             .map_err(std::io::Error::other)?;
         let driver: Driver = Box::pin(driver.with_upgrades());
-        let driver = Some(driver);
-        Ok(Self { sender, driver, clock: Clock::new(), last_used: Instant::now() })
+        Ok(Self::through(Channel::Own { sender, driver: Some(driver) }))
+    }
+
+    /// One stream of a shared connection.
+    pub(crate) fn on(shared: SharedConnection) -> Self {
+        Self::through(Channel::Shared(shared))
+    }
+
+    fn through(channel: Channel) -> Self {
+        Self { channel, clock: Clock::new(), last_used: Instant::now() }
     }
 
     /// Moves bytes in both directions as far as they go.
     fn drive(&mut self, context: &mut Context<'_>) {
-        if let Some(driver) = &mut self.driver
-            && driver.as_mut().poll(context).is_ready()
-        {
-            self.driver = None;
+        if let Channel::Own { driver, .. } = &mut self.channel {
+            drive(driver, context);
         }
     }
 
     /// Whether the next request can go over it: open on both sides, nothing under way.
     pub(crate) fn is_usable(&mut self, context: &mut Context<'_>) -> bool {
         self.drive(context);
-        self.driver.is_some() && self.sender.is_ready()
+        match &self.channel {
+            Channel::Own { sender, driver } => driver.is_some() && sender.is_ready(),
+            Channel::Shared(shared) => !shared.sender.is_closed(),
+        }
     }
 
-    /// Sends the request and waits for the head of the answer, at most `limit` without movement.
+    /// Sends the request and waits for the head of the answer, at most `limit` without movement;
+    /// what a call has waited before counts from `since`.
     pub(crate) async fn exchange(
         &mut self,
         request: Request<RequestBody>,
         upload: Option<&Upload>,
         limit: Duration,
+        since: Option<Instant>,
     ) -> Result<Response<Incoming>, ExchangeError> {
-        let Self { sender, driver, clock, .. } = self;
-        clock.start(limit);
-        let mut answer = pin!(sender.try_send_request(request));
-        poll_fn(|context| {
-            if let Some(running) = driver
-                && running.as_mut().poll(context).is_ready()
-            {
-                *driver = None;
+        let Self { channel, clock, .. } = self;
+        clock.start(limit, since);
+        match channel {
+            Channel::Own { sender, driver } => {
+                let answer = sender.try_send_request(request);
+                answered(answer, |context| drive(driver, context), clock, upload).await
             }
-            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
-                return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
-                    Some(request) => ExchangeError::Unsent(Box::new(request)),
-                    None => ExchangeError::Broken(error.into_error()),
-                }));
+            Channel::Shared(shared) => {
+                let answer = shared.sender.try_send_request(written_for_http2(request));
+                // Boxed, so that the usual way does not hold room for it.
+                Box::pin(answered(answer, |_| {}, clock, upload)).await
             }
-            clock.poll_expired(context, upload).map(|()| {
-                let starved = upload.is_some_and(Upload::is_starved);
-                Err(if starved {
-                    ExchangeError::CallerSilent
-                } else {
-                    ExchangeError::ReplicaSilent
-                })
-            })
-        })
-        .await
+        }
     }
 
     /// Ends HTTP on the connection after a `101`, so that the raw bytes can be had.
-    pub(crate) async fn release(mut self) {
-        if let Some(driver) = self.driver.take() {
+    pub(crate) async fn release(self) {
+        if let Channel::Own { driver: Some(driver), .. } = self.channel {
             // Its outcome is that of the upgrade that waits for it.
             drop(driver.await);
         }
     }
+
+    /// The part that moves bytes, where it is this connection's own.
+    fn take_driver(&mut self) -> Option<Driver> {
+        match &mut self.channel {
+            Channel::Own { driver, .. } => driver.take(),
+            Channel::Shared(_) => None,
+        }
+    }
+}
+
+fn drive(driver: &mut Option<Driver>, context: &mut Context<'_>) {
+    if let Some(running) = driver
+        && running.as_mut().poll(context).is_ready()
+    {
+        *driver = None;
+    }
+}
+
+/// Waits for the head of an answer, or for the clock.
+async fn answered(
+    answer: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
+    mut drive: impl FnMut(&mut Context<'_>),
+    clock: &mut Clock,
+    upload: Option<&Upload>,
+) -> Result<Response<Incoming>, ExchangeError> {
+    let mut answer = pin!(answer);
+    poll_fn(|context| {
+        drive(context);
+        if let Poll::Ready(answer) = answer.as_mut().poll(context) {
+            return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
+                Some(request) => ExchangeError::Unsent(Box::new(request)),
+                None => ExchangeError::Broken(error.into_error()),
+            }));
+        }
+        clock.poll_expired(context, upload).map(|()| {
+            let starved = upload.is_some_and(Upload::is_starved);
+            Err(if starved { ExchangeError::CallerSilent } else { ExchangeError::ReplicaSilent })
+        })
+    })
+    .await
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("open", &self.driver.is_some())
-            .field("last_used", &self.last_used)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("last_used", &self.last_used).finish_non_exhaustive()
     }
 }
 
@@ -155,9 +203,9 @@ impl Clock {
         }
     }
 
-    fn start(&mut self, limit: Duration) {
+    fn start(&mut self, limit: Duration, since: Option<Instant>) {
         self.limit = limit;
-        self.moved = Instant::now();
+        self.moved = since.unwrap_or_else(Instant::now);
         self.moving = false;
         let due = (self.moved + limit).into();
         if self.timer.deadline() > due || self.timer.is_elapsed() {
@@ -197,7 +245,7 @@ struct Link {
     /// needed it is not used again.
     uploading: Option<AbortOnDropHandle<()>>,
     replica: Arc<Replica>,
-    _lease: Lease,
+    _hold: Hold,
     account: Account,
 }
 
@@ -207,7 +255,7 @@ impl Flow {
         incoming: Incoming,
         mut connection: Connection,
         replica: Arc<Replica>,
-        lease: Lease,
+        hold: Hold,
         account: Account,
         upload: Option<Arc<Upload>>,
     ) -> Self {
@@ -215,7 +263,7 @@ impl Flow {
         // An answer before the end of the request: both must go on independently of whether the
         // caller reads, or a caller who sends everything first would wait for itself.
         let uploading = match &upload {
-            Some(upload) if !upload.is_done() => connection.driver.take().map(|driver| {
+            Some(upload) if !upload.is_done() => connection.take_driver().map(|driver| {
                 AbortOnDropHandle::new(tokio::spawn(async move {
                     // A failure shows in the body of the answer.
                     drop(driver.await);
@@ -223,7 +271,7 @@ impl Flow {
             }),
             _ => None,
         };
-        let link = Link { connection, uploading, replica, _lease: lease, account };
+        let link = Link { connection, uploading, replica, _hold: hold, account };
         Self { incoming, link: Some(link), upload }
     }
 

@@ -1,6 +1,6 @@
 //! What a caller is told when it is not the function that answers.
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use serde_json::json;
 
@@ -23,12 +23,21 @@ pub struct Failure {
     pub function: Option<String>,
     /// Seconds after which trying again makes sense.
     pub retry_after: Option<u32>,
+    /// What to show for being let in, where that is what is missing.
+    pub challenge: Option<HeaderValue>,
 }
 
 impl Failure {
     /// A failure without a function and without advice on when to try again.
     pub fn new(status: StatusCode, component: &'static str, reason: impl Into<String>) -> Self {
-        Self { status, component, reason: reason.into(), function: None, retry_after: None }
+        Self {
+            status,
+            component,
+            reason: reason.into(),
+            function: None,
+            retry_after: None,
+            challenge: None,
+        }
     }
 
     pub(crate) fn invoke(status: StatusCode, function: &str, reason: impl Into<String>) -> Self {
@@ -59,6 +68,9 @@ impl Failure {
         headers.insert(CALL_ID, call_id.clone());
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, challenge);
         }
         response
     }

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use updraft_engine::{Availability, FunctionEndpoints, Lease};
-use updraft_model::{FunctionId, FunctionSpec, OwnerName, annotations, parse_duration};
+use updraft_model::{FunctionId, FunctionSpec, OwnerName};
 
+use crate::gate::Gate;
+use crate::line::{Limit, Line};
 use crate::metrics::FunctionMetrics;
+use crate::options::InvokeOptions;
 use crate::replica::Replica;
 
 /// A function at one moment: what it is and which replicas are ready. A newer one takes its place
@@ -19,6 +22,20 @@ pub struct Function {
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) state: Arc<FunctionState>,
     pub(crate) timeout: Duration,
+    /// How many calls it takes at once; most functions set no limit.
+    pub(crate) limit: Option<Limit>,
+    /// Who may call; most functions leave that open.
+    pub(crate) gate: Option<Box<Gate>>,
+}
+
+/// What came of looking for a replica with room.
+pub(crate) enum Pick {
+    /// One is held.
+    Taken(Arc<Replica>, Lease),
+    /// Those there are have as much as they take.
+    Busy,
+    /// None is there that is not on its way out or to be avoided.
+    None,
 }
 
 /// What a function carries at one moment.
@@ -50,6 +67,8 @@ pub(crate) struct FunctionState {
     pub(crate) waiters: AtomicUsize,
     /// The wake-up under way, if its sender is alive; it brings the reason when it fails.
     pub(crate) waking: Mutex<Option<watch::Receiver<Option<String>>>>,
+    /// Calls that wait for others to end.
+    pub(crate) line: Line,
 }
 
 impl FunctionState {
@@ -61,6 +80,7 @@ impl FunctionState {
             turn: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),
             waking: Mutex::new(None),
+            line: Line::default(),
         }
     }
 }
@@ -70,16 +90,13 @@ impl Function {
         endpoints: Arc<FunctionEndpoints>,
         replicas: Vec<Arc<Replica>>,
         state: Arc<FunctionState>,
-        default_timeout: Duration,
+        options: &InvokeOptions,
     ) -> Self {
-        let timeout = endpoints
-            .spec
-            .annotations
-            .get(annotations::TIMEOUT)
-            .and_then(|text| parse_duration(text).ok())
-            .filter(|limit| !limit.is_zero())
-            .unwrap_or(default_timeout);
-        Self { endpoints, replicas, state, timeout }
+        let spec = &endpoints.spec;
+        let timeout = spec.timeout().unwrap_or(options.timeout).min(options.longest_timeout);
+        let limit = spec.concurrency().map(|each| Limit { each, waiting: spec.queue_limit() });
+        let gate = Gate::of(spec);
+        Self { endpoints, replicas, state, timeout, limit, gate }
     }
 
     /// Its place in the engine.
@@ -95,6 +112,11 @@ impl Function {
     /// What a request can expect.
     pub fn availability(&self) -> &Availability {
         &self.endpoints.availability
+    }
+
+    /// Whether somebody has to ask for its replicas before a request can go.
+    pub(crate) fn rests(&self) -> bool {
+        matches!(self.availability(), Availability::Asleep | Availability::Frozen)
     }
 
     /// What it carries now.
@@ -146,6 +168,34 @@ impl Function {
                 return Some((Arc::clone(replica), lease));
             }
             closed.push(index);
+        }
+    }
+}
+
+impl Function {
+    /// Like [`Self::pick`], but none that has `most` requests already. Exact only among callers
+    /// that exclude each other, as those in a function's line do.
+    pub(crate) fn pick_within(&self, avoided: &[Arc<Replica>], most: usize) -> Pick {
+        let start = self.state.turn.fetch_add(1, Ordering::Relaxed);
+        let mut closed: Vec<usize> = Vec::new();
+        loop {
+            let count = self.replicas.len();
+            let open = (0..count)
+                .map(|step| start.wrapping_add(step) % count)
+                .filter(|index| !closed.contains(index))
+                .map(|index| (index, &self.replicas[index]))
+                .filter(|(_, replica)| !avoided.iter().any(|other| Arc::ptr_eq(other, replica)));
+            let least = open
+                .map(|(index, replica)| (index, replica, replica.endpoint.load.in_flight()))
+                .min_by_key(|(_, _, in_flight)| *in_flight);
+            match least {
+                None => return Pick::None,
+                Some((_, _, in_flight)) if in_flight >= most => return Pick::Busy,
+                Some((index, replica, _)) => match replica.endpoint.load.lease() {
+                    Some(lease) => return Pick::Taken(Arc::clone(replica), lease),
+                    None => closed.push(index),
+                },
+            }
         }
     }
 }

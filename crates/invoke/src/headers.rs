@@ -40,6 +40,8 @@ pub struct Caller {
     /// The address as a header value, so that it is written once and not once a request.
     shown: HeaderValue,
     scheme: HeaderValue,
+    /// Whether what a private function asks of its callers has been seen to already.
+    pub(crate) authorized: bool,
 }
 
 impl Caller {
@@ -52,7 +54,16 @@ impl Caller {
             Scheme::Http => "http",
             Scheme::Https => "https",
         };
-        Self { address, shown, scheme: HeaderValue::from_static(scheme) }
+        let scheme = HeaderValue::from_static(scheme);
+        Self { address, shown, scheme, authorized: false }
+    }
+
+    /// The same caller, whose right to call is settled: by
+    /// [`Invoker::authorize`](crate::Invoker::authorize) when the call was submitted, or because
+    /// the platform itself calls.
+    pub fn authorized(mut self) -> Self {
+        self.authorized = true;
+        self
     }
 
     /// The caller's address.

@@ -3,17 +3,21 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+use http_body_util::{Either, Full};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use updraft_engine::{Engine, Lease};
+use updraft_engine::Engine;
 use updraft_model::{FunctionId, format_duration};
 
 use crate::body::{AnswerKind, InvokeBody, RequestBody};
@@ -21,6 +25,7 @@ use crate::connection::{Connection, ExchangeError, Flow};
 use crate::failure::Failure;
 use crate::function::{Function, FunctionLoad};
 use crate::headers::{self, Caller, Marks};
+use crate::line::{Asked, Hold, Limit};
 use crate::metrics::{Account, FunctionsCollector};
 use crate::options::InvokeOptions;
 use crate::replica::Replica;
@@ -177,8 +182,15 @@ impl Invoker {
         caller: &Caller,
     ) -> Response<InvokeBody> {
         let started = Instant::now();
-        let mut account = Account::open(&function.state, started);
         let marks = Marks::of(request.headers());
+        let mut request = request;
+        if function.gate.is_some() && !caller.authorized {
+            match Box::pin(self.admit(function, request)).await {
+                Ok(admitted) => request = admitted,
+                Err(failure) => return failure.into_response(&marks.call_id),
+            }
+        }
+        let mut account = Account::open(&function.state, started);
         match self.pass(function, path, request, caller, &marks, account, started).await {
             Ok(response) => response,
             Err((failure, returned)) => {
@@ -193,6 +205,46 @@ impl Invoker {
                 failure.into_response(&marks.call_id)
             }
         }
+    }
+
+    /// Checks what a private function asks of its callers, before anything of a request reaches
+    /// it. Every function that is open lets every request pass. Returns the body: as it was, or
+    /// whole where it had to be read.
+    ///
+    /// [`Self::call`] asks the same of every caller that is not
+    /// [authorized](Caller::authorized) already.
+    ///
+    /// # Errors
+    /// What to answer instead; the caller's fault, or that of the function's owner.
+    pub async fn authorize<B>(
+        &self,
+        function: &Function,
+        headers: &HeaderMap,
+        body: B,
+    ) -> Result<Either<B, Full<Bytes>>, Failure>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let Some(gate) = &function.gate else { return Ok(Either::Left(body)) };
+        let (engine, options) = (&*self.shared.engine, &self.shared.options);
+        let checked = gate.check(engine, options, function.timeout, headers, body).await;
+        if checked.is_err() {
+            function.state.metrics.denied.fetch_add(1, Ordering::Relaxed);
+        }
+        checked
+    }
+
+    async fn admit(
+        &self,
+        function: &Function,
+        request: Request<RequestBody>,
+    ) -> Result<Request<RequestBody>, Failure> {
+        let (head, body) = request.into_parts();
+        let body = match self.authorize(function, &head.headers, body).await? {
+            Either::Left(body) => body,
+            Either::Right(whole) => RequestBody::from(whole.into_inner().unwrap_or_default()),
+        };
+        Ok(Request::from_parts(head, body))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one call, used in this file only")]
@@ -226,15 +278,15 @@ impl Invoker {
         request.extensions_mut().clear();
         let upload = request.body_mut().watch();
 
-        let mut search = Search::new(Arc::clone(function));
-        let (mut response, connection, replica, lease) = loop {
-            let Found { replica, lease, mut connection, fresh } = match search.next(shared).await {
+        let mut search = Search::new(Arc::clone(function), started);
+        let (mut response, connection, replica, hold) = loop {
+            let Found { replica, hold, mut connection, fresh } = match search.next(shared).await {
                 Ok(found) => found,
                 Err(failure) => return Err((failure, account)),
             };
-            let limit = search.function.timeout;
-            match connection.exchange(request, upload.as_deref(), limit).await {
-                Ok(response) => break (response, connection, replica, lease),
+            let (limit, since) = (search.function.timeout, search.waited.then_some(started));
+            match connection.exchange(request, upload.as_deref(), limit, since).await {
+                Ok(response) => break (response, connection, replica, hold),
                 Err(ExchangeError::Unsent(unsent)) => {
                     request = *unsent;
                     if fresh && let Err(failure) = search.refused(shared, replica, "closed at once")
@@ -258,11 +310,11 @@ impl Invoker {
                 return Err((Failure::invoke(StatusCode::BAD_GATEWAY, name, reason), account));
             };
             let (tunnels, closing) = (&shared.tunnels, shared.closing.clone());
-            tunnel::open(caller, &mut response, connection, lease, account, tunnels, closing);
+            tunnel::open(caller, &mut response, connection, hold, account, tunnels, closing);
             return Ok(response.map(|_| InvokeBody::whole("")));
         }
         let (head, incoming) = response.into_parts();
-        let mut flow = Flow::new(incoming, connection, replica, lease, account, upload);
+        let mut flow = Flow::new(incoming, connection, replica, hold, account, upload);
         poll_fn(|context| {
             flow.settle(context);
             Poll::Ready(())
@@ -279,17 +331,34 @@ impl fmt::Debug for Invoker {
 }
 
 impl Shared {
-    fn publish(&self, endpoints: &updraft_engine::EndpointTable) {
-        let next = self.table.load().next(endpoints, &self.options);
-        self.table.store(Arc::new(next));
+    fn publish(self: &Arc<Self>, endpoints: &updraft_engine::EndpointTable) {
+        let before = self.table.load_full();
+        let next = Arc::new(before.next(endpoints, &self.options));
+        self.table.store(Arc::clone(&next));
         self.changes.send_modify(|count| *count += 1);
+        for function in next.functions() {
+            let waiting = function.state.line.waiting() > 0;
+            if function.limit.is_none() && !waiting {
+                continue;
+            }
+            function.state.renew(function);
+            // Those in the line count on somebody to do this.
+            if waiting && function.rests() {
+                drop(self.wake(function));
+            }
+        }
+        for function in before.functions().filter(|function| function.limit.is_some()) {
+            if next.by_name(&function.state.qualified).is_none() {
+                function.state.disband();
+            }
+        }
     }
 }
 
 /// A held replica with a connection that can take a request now.
 struct Found {
     replica: Arc<Replica>,
-    lease: Lease,
+    hold: Hold,
     connection: Connection,
     /// Whether the connection was made for this call.
     fresh: bool,
@@ -304,17 +373,39 @@ struct Search {
     wake_deadline: Option<tokio::time::Instant>,
     /// When to give up connecting; set at the first refusal.
     connect_deadline: Option<Instant>,
+    /// When the call began.
+    started: Instant,
+    /// Whether it has waited for others to end.
+    waited: bool,
+    /// Whether its turn has come once.
+    had_turn: bool,
 }
 
 impl Search {
-    fn new(function: Arc<Function>) -> Self {
-        Self { function, refused: Vec::new(), wake_deadline: None, connect_deadline: None }
+    fn new(function: Arc<Function>, started: Instant) -> Self {
+        Self {
+            function,
+            refused: Vec::new(),
+            wake_deadline: None,
+            connect_deadline: None,
+            started,
+            waited: false,
+            had_turn: false,
+        }
     }
 
     /// The next replica to try.
     async fn next(&mut self, shared: &Arc<Shared>) -> Result<Found, Failure> {
         loop {
-            let Some((replica, lease)) = self.function.pick(&self.refused) else {
+            let picked = match self.function.limit {
+                None => {
+                    let picked = self.function.pick(&self.refused);
+                    picked.map(|(replica, lease)| (replica, Hold::unlimited(lease)))
+                }
+                // Boxed, so that calls of other functions do not hold room for it.
+                Some(limit) => Box::pin(self.turn(limit)).await?,
+            };
+            let Some((replica, hold)) = picked else {
                 if self.refused.is_empty() {
                     let limit = shared.options.wake_limit;
                     let deadline = *self
@@ -330,15 +421,61 @@ impl Search {
             while let Some(mut connection) = replica.take() {
                 let usable = poll_fn(|context| Poll::Ready(connection.is_usable(context))).await;
                 if usable {
-                    return Ok(Found { replica, lease, connection, fresh: false });
+                    return Ok(Found { replica, hold, connection, fresh: false });
                 }
             }
             let limit = shared.options.connect_limit;
-            match Connection::open(replica.endpoint.address, limit).await {
-                Ok(connection) => return Ok(Found { replica, lease, connection, fresh: true }),
+            match replica.connect(limit).await {
+                Ok(connection) => return Ok(Found { replica, hold, connection, fresh: true }),
                 Err(error) => self.refused(shared, replica, &error)?,
             }
         }
+    }
+
+    /// Waits for the call's turn at a function that takes only so many at once; nothing when no
+    /// replica is there to wait for.
+    async fn turn(&mut self, limit: Limit) -> Result<Option<(Arc<Replica>, Hold)>, Failure> {
+        let state = Arc::clone(&self.function.state);
+        let name = &*state.name;
+        let asked = state.ask(&self.function, limit, &self.refused, self.had_turn);
+        let turn = match asked {
+            Asked::NoReplica => return Ok(None),
+            Asked::Turn(turn) => turn,
+            Asked::Full => {
+                let reason = format!(
+                    "{} calls at once on each replica are what the function takes, and {} wait \
+                     already",
+                    limit.each, limit.waiting
+                );
+                let failure = Failure::invoke(StatusCode::TOO_MANY_REQUESTS, name, reason);
+                return Err(failure.retry_after(1));
+            }
+            Asked::Wait(mut place) => {
+                self.waited = true;
+                let timeout = self.function.timeout;
+                let deadline = (self.started + timeout).into();
+                match tokio::time::timeout_at(deadline, place.turn()).await {
+                    Ok(Some(turn)) => turn,
+                    Ok(None) => {
+                        let reason = "the function was removed while the request waited for it";
+                        return Err(Failure::invoke(StatusCode::NOT_FOUND, name, reason));
+                    }
+                    Err(_) => {
+                        let reason = format!(
+                            "its turn did not come within {}, the function's timeout: replicas \
+                             take {} calls at once",
+                            format_duration(timeout),
+                            limit.each
+                        );
+                        let failure = Failure::invoke(StatusCode::GATEWAY_TIMEOUT, name, reason);
+                        return Err(failure.retry_after(1));
+                    }
+                }
+            }
+        };
+        self.had_turn = true;
+        self.function = turn.function;
+        Ok(Some((turn.replica, turn.hold)))
     }
 
     /// Notes that a replica took no request, of which nothing has been sent.

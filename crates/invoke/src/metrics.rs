@@ -28,6 +28,9 @@ const BOUNDS: [u64; 11] = [
 pub(crate) struct FunctionMetrics {
     started: AtomicU64,
     in_flight: AtomicI64,
+    /// Calls that a private function's door has turned away; they count as nothing else, so that
+    /// strangers cannot keep a function awake.
+    pub(crate) denied: AtomicU64,
     outcomes: OnceLock<Box<Outcomes>>,
 }
 
@@ -181,23 +184,45 @@ impl Collector for FunctionsCollector {
                     .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
             }
         }
-        // The contract is the bare name, and the library ends every counter with `_total`.
-        let mut gauge = |name: &str, help: &str, value: fn(&crate::Function) -> i64| {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let mut numbers = |name: &str, help: &str, kind, value: fn(&crate::Function) -> u64| {
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
             for function in table.functions() {
                 let labels = [("function_name", function.state.qualified.to_string())];
-                ConstGauge::new(value(function)).encode(family.encode_family(&labels)?)?;
+                let value = i64::try_from(value(function)).unwrap_or(i64::MAX);
+                // Also for counters: the contract is the bare name of some, and the library ends
+                // the name of every counter's number with `_total`.
+                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
             Ok(())
         };
-        gauge("gateway_function_invocation_started", "Calls that have begun", |function| {
-            function.state.metrics.started.load(Ordering::Relaxed).cast_signed()
-        })?;
-        gauge("gateway_function_invocation_inflight", "Calls under way", |function| {
-            function.state.metrics.in_flight.load(Ordering::Relaxed)
-        })?;
-        gauge("gateway_service_count", "Replicas that are ready", |function| {
-            i64::try_from(function.replicas.len()).unwrap_or(i64::MAX)
-        })
+        let ready = |function: &crate::Function| function.replicas.len() as u64;
+        numbers(
+            "gateway_function_invocation_started",
+            "Calls that have begun",
+            MetricType::Counter,
+            |function| function.state.metrics.started(),
+        )?;
+        numbers(
+            "gateway_function_invocation_inflight",
+            "Calls under way",
+            MetricType::Gauge,
+            |function| function.state.metrics.in_flight(),
+        )?;
+        numbers("gateway_service_count", "Replicas that are ready", MetricType::Gauge, ready)?;
+        numbers(
+            "updraft_function_waiting",
+            "Calls that wait for a replica to start or for others to end",
+            MetricType::Gauge,
+            |function| {
+                let starting = function.state.waiters.load(Ordering::Relaxed);
+                (starting + function.state.line.waiting()) as u64
+            },
+        )?;
+        numbers(
+            "updraft_function_denied_total",
+            "Calls that a private function did not let in",
+            MetricType::Counter,
+            |function| function.state.metrics.denied.load(Ordering::Relaxed),
+        )
     }
 }

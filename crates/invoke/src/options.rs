@@ -9,8 +9,10 @@ pub struct InvokeOptions {
     /// Updraft's version, told to callers in `X-Served-By`.
     pub version: String,
     /// How long a function may take to its response headers, and how long either body may stand
-    /// still, where its `updraft.timeout` annotation says nothing.
+    /// still, where the function itself says nothing.
     pub timeout: Duration,
+    /// The most that a function may ask for as its timeout.
+    pub longest_timeout: Duration,
     /// How long a request waits for a function that sleeps or starts.
     pub wake_limit: Duration,
     /// How long a request waits for a function whose last start failed, before it is told so.
@@ -26,6 +28,10 @@ pub struct InvokeOptions {
     pub lanes: usize,
     /// How many requests may wait for one function; more are refused with 429.
     pub waiters: usize,
+    /// How long the keys of a private function are used before they are read again.
+    pub key_age: Duration,
+    /// Most bytes of a body whose signature is checked; such a body is held in memory.
+    pub signed_body: usize,
     /// Peers whose `X-Forwarded-Host` and `X-Forwarded-Proto` are believed. Everybody else's are
     /// replaced.
     pub trusted_proxies: Vec<IpAddr>,
@@ -37,6 +43,7 @@ impl InvokeOptions {
         Self {
             version: version.into(),
             timeout: Duration::from_mins(1),
+            longest_timeout: Duration::from_hours(24),
             wake_limit: Duration::from_mins(1),
             failing_patience: Duration::from_secs(2),
             connect_limit: Duration::from_secs(3),
@@ -44,6 +51,8 @@ impl InvokeOptions {
             idle_connections: 256,
             lanes: std::thread::available_parallelism().map_or(1, usize::from),
             waiters: 10_000,
+            key_age: Duration::from_secs(5),
+            signed_body: 4 << 20,
             trusted_proxies: Vec::new(),
         }
     }

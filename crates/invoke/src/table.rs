@@ -94,6 +94,7 @@ fn renewed(
     options: &InvokeOptions,
 ) -> Function {
     let known = before.map_or(&[] as &[_], |before| &before.replicas);
+    let protocol = endpoints.spec.protocol();
     let replica = |endpoint: &Arc<Endpoint>| {
         let same = known.iter().find(|replica| {
             replica.endpoint.replica == endpoint.replica
@@ -103,14 +104,15 @@ fn renewed(
         same.map_or_else(
             || {
                 let InvokeOptions { idle_connections, lanes, .. } = *options;
-                Arc::new(Replica::new(Arc::clone(endpoint), idle_connections, lanes))
+                let endpoint = Arc::clone(endpoint);
+                Arc::new(Replica::new(endpoint, protocol, idle_connections, lanes))
             },
             Arc::clone,
         )
     };
     let replicas = endpoints.ready.iter().map(replica).collect();
     let state = before.map_or_else(|| Arc::new(FunctionState::new(id)), |b| Arc::clone(&b.state));
-    Function::new(Arc::clone(endpoints), replicas, state, options.timeout)
+    Function::new(Arc::clone(endpoints), replicas, state, options)
 }
 
 #[cfg(test)]
@@ -122,6 +124,7 @@ mod tests {
     use updraft_model::{FunctionName, FunctionSpec, annotations, labels};
 
     const TIMEOUT: Duration = Duration::from_secs(9);
+    const LONGEST_TIMEOUT: Duration = Duration::from_mins(20);
 
     fn id(name: &str, namespace: &str) -> FunctionId {
         let namespace = Namespace::new(namespace).unwrap();
@@ -154,7 +157,11 @@ mod tests {
     }
 
     fn next(before: &Table, entries: Vec<(FunctionId, Arc<FunctionEndpoints>)>) -> Table {
-        let options = InvokeOptions { timeout: TIMEOUT, ..InvokeOptions::new("test") };
+        let options = InvokeOptions {
+            timeout: TIMEOUT,
+            longest_timeout: LONGEST_TIMEOUT,
+            ..InvokeOptions::new("test")
+        };
         before.next(&Arc::new(entries.into_iter().collect()), &options)
     }
 
@@ -245,6 +252,7 @@ mod tests {
         };
         check("5m", Duration::from_mins(5));
         check("30", Duration::from_secs(30));
+        check("5h", LONGEST_TIMEOUT);
         for text in ["", "0", "soon", "-1s"] {
             check(text, TIMEOUT);
         }

@@ -7,18 +7,18 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use updraft_engine::Lease;
 
 use crate::connection::Connection;
+use crate::line::Hold;
 use crate::metrics::Account;
 
 /// Carries bytes both ways after a `101`, until both sides have closed or the platform does.
-/// The lease and the account stay open as long.
+/// The replica is held and the account stays open as long.
 pub(crate) fn open(
     caller: OnUpgrade,
     response: &mut Response<Incoming>,
     connection: Connection,
-    lease: Lease,
+    hold: Hold,
     account: Account,
     tunnels: &TaskTracker,
     closing: CancellationToken,
@@ -39,6 +39,6 @@ pub(crate) fn open(
         if let Some(Err(error)) = carried {
             tracing::debug!(%function, %error, "a connection was not upgraded");
         }
-        drop((account, lease));
+        drop((account, hold));
     });
 }

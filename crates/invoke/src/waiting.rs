@@ -107,7 +107,10 @@ impl Shared {
 
     /// Asks the engine for replicas unless somebody does already; the receiver gets the reason
     /// if that fails, and is closed when asking again makes sense.
-    fn wake(self: &Arc<Self>, function: &Arc<Function>) -> watch::Receiver<Option<String>> {
+    pub(crate) fn wake(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+    ) -> watch::Receiver<Option<String>> {
         let state = &function.state;
         let mut slot = state.waking.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waking) = &*slot
@@ -146,9 +149,8 @@ async fn run_wake(
     }
     let shown = async {
         loop {
-            let rests = shared.table.load().by_name(&function.state.qualified).is_some_and(|now| {
-                matches!(now.availability(), Availability::Asleep | Availability::Frozen)
-            });
+            let now = shared.table.load().by_name(&function.state.qualified).map(Arc::clone);
+            let rests = now.is_some_and(|now| now.rests());
             if !rests || changes.changed().await.is_err() {
                 return;
             }

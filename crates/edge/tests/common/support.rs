@@ -60,6 +60,8 @@ pub struct Double {
     table: watch::Sender<EndpointTable>,
     pub scales: Mutex<Vec<(FunctionId, u32)>>,
     on_scale: Mutex<Option<OnScale>>,
+    pub secrets: Mutex<HashMap<SecretName, SecretValue>>,
+    pub secret_reads: AtomicUsize,
 }
 
 impl std::fmt::Debug for Double {
@@ -74,6 +76,8 @@ impl Double {
             table: watch::Sender::new(Arc::new(HashMap::new())),
             scales: Mutex::new(Vec::new()),
             on_scale: Mutex::new(None),
+            secrets: Mutex::default(),
+            secret_reads: AtomicUsize::new(0),
         })
     }
 
@@ -104,6 +108,11 @@ impl Double {
         action: impl Fn(&Self, &FunctionId, u32) -> Result<(), EngineError> + Send + Sync + 'static,
     ) {
         *self.on_scale.lock().unwrap() = Some(Box::new(action));
+    }
+
+    pub fn secret(&self, name: &str, value: &str) {
+        let name = SecretName::new(name).unwrap();
+        self.secrets.lock().unwrap().insert(name, SecretValue::new(value));
     }
 
     pub fn scale_calls(&self) -> usize {
@@ -167,8 +176,16 @@ impl Engine for Double {
     async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretName>, EngineError> {
         absent()
     }
-    async fn read_secret(&self, _: &Namespace, _: &SecretName) -> Result<SecretValue, EngineError> {
-        absent()
+    async fn read_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<SecretValue, EngineError> {
+        self.secret_reads.fetch_add(1, Ordering::SeqCst);
+        self.secrets.lock().unwrap().get(name).cloned().ok_or_else(|| EngineError::UnknownSecret {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        })
     }
     async fn create_secret(
         &self,
@@ -208,6 +225,22 @@ impl Engine for Double {
 pub fn spec(name: &str) -> FunctionSpec {
     let id = FunctionId::in_default(FunctionName::new(name).unwrap());
     FunctionSpec::new(id, "localhost/test:1".parse().unwrap())
+}
+
+/// A spec in the default namespace with annotations.
+pub fn annotated(name: &str, annotations: &[(&str, &str)]) -> FunctionSpec {
+    let mut spec = spec(name);
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    spec.annotations = annotations.iter().map(owned).collect();
+    spec
+}
+
+/// The number in one line of the metrics of function `f`, 0 when there is none.
+pub fn metric(house: &House, name: &str) -> u64 {
+    let start = format!("{name}{{function_name=\"f.openfaas-fn\"}} ");
+    let text = house.invoker.metrics_text();
+    let line = text.lines().find_map(|line| line.strip_prefix(&start));
+    line.map_or(0, |number| number.parse().unwrap())
 }
 
 /// A spec that a push of `owner` deployed.
