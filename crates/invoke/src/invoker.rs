@@ -334,21 +334,22 @@ impl Shared {
     fn publish(self: &Arc<Self>, endpoints: &updraft_engine::EndpointTable) {
         let before = self.table.load_full();
         let next = Arc::new(before.next(endpoints, &self.options));
+        // Whoever reads of a new version in the table finds the line renewed already.
+        for function in next.functions() {
+            if function.limit.is_some() || function.state.line.waiting() > 0 {
+                function.state.renew(function);
+            }
+        }
         self.table.store(Arc::clone(&next));
         self.changes.send_modify(|count| *count += 1);
         for function in next.functions() {
-            let waiting = function.state.line.waiting() > 0;
-            if function.limit.is_none() && !waiting {
-                continue;
-            }
-            function.state.renew(function);
             // Those in the line count on somebody to do this.
-            if waiting && function.rests() {
+            if function.state.line.waiting() > 0 && function.rests() {
                 drop(self.wake(function));
             }
         }
-        for function in before.functions().filter(|function| function.limit.is_some()) {
-            if next.by_name(&function.state.qualified).is_none() {
+        for function in before.functions() {
+            if function.limit.is_some() && next.by_name(&function.state.qualified).is_none() {
                 function.state.disband();
             }
         }

@@ -36,6 +36,8 @@ struct Inner {
     current: Weak<Function>,
     /// The first to be served in front; who has left is noticed when its turn comes.
     places: VecDeque<oneshot::Sender<Turn>>,
+    /// Whether the function was removed.
+    gone: bool,
 }
 
 /// A replica that a call may use now.
@@ -123,6 +125,9 @@ impl FunctionState {
         had_turn: bool,
     ) -> Asked {
         let mut line = self.line.lock();
+        if line.gone {
+            return Asked::NoReplica;
+        }
         let function = line.current.upgrade().unwrap_or_else(|| Arc::clone(function));
         let busy = match function.pick_within(avoided, limit.each) {
             Pick::None => return Asked::NoReplica,
@@ -200,7 +205,8 @@ impl FunctionState {
 
     /// Sends everybody away, because the function is no more.
     pub(crate) fn disband(&self) {
-        let places = std::mem::take(&mut self.line.lock().places);
-        drop(places);
+        let mut line = self.line.lock();
+        line.gone = true;
+        line.places.clear();
     }
 }
