@@ -20,6 +20,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("updraft-engine-local", 2),
     ("updraft-invoke", 2),
     ("updraft-pipeline", 3),
+    ("updraft-queue", 3),
     ("updraft-gateway", 4),
     ("updraft-api", 4),
     ("updraft-edge", 4),

@@ -1,5 +1,6 @@
 //! The bodies that pass through: towards the function and back.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,6 +37,9 @@ pub enum BodyError {
     /// The caller went away or broke the protocol.
     #[error("the caller broke off the request")]
     Caller(#[source] hyper::Error),
+    /// A body that the platform has kept cannot be read; the machine's fault.
+    #[error("the kept request body cannot be read")]
+    Kept(#[source] std::io::Error),
 }
 
 /// What a caller sends.
@@ -49,6 +53,16 @@ pub struct RequestBody {
 enum RequestKind {
     Incoming(Incoming),
     Whole(Option<Bytes>),
+    Kept(KeptBody),
+}
+
+/// A body that comes from the platform itself, piece by piece.
+struct KeptBody(Pin<Box<dyn Body<Data = Bytes, Error = std::io::Error> + Send>>);
+
+impl fmt::Debug for KeptBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeptBody")
+    }
 }
 
 impl From<Incoming> for RequestBody {
@@ -65,6 +79,11 @@ impl From<Bytes> for RequestBody {
 }
 
 impl RequestBody {
+    /// A body that the platform has kept and reads as it is sent.
+    pub fn kept(body: impl Body<Data = Bytes, Error = std::io::Error> + Send + 'static) -> Self {
+        Self { kind: RequestKind::Kept(KeptBody(Box::pin(body))), upload: None }
+    }
+
     /// Notes from now on how the body moves, unless there is none.
     pub(crate) fn watch(&mut self) -> Option<Arc<Upload>> {
         if self.upload.is_none() && !self.is_end_stream() {
@@ -101,6 +120,14 @@ impl Body for RequestBody {
                 }
                 polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::Caller)))
             }
+            RequestKind::Kept(KeptBody(body)) => {
+                let polled = body.as_mut().poll_frame(context);
+                if let Some(upload) = &this.upload {
+                    let last = matches!(&polled, Poll::Ready(None | Some(Err(_))));
+                    upload.note(polled.is_pending(), last || body.is_end_stream());
+                }
+                polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::Kept)))
+            }
         }
     }
 
@@ -108,12 +135,14 @@ impl Body for RequestBody {
         match &self.kind {
             RequestKind::Incoming(body) => body.is_end_stream(),
             RequestKind::Whole(bytes) => bytes.is_none(),
+            RequestKind::Kept(KeptBody(body)) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             RequestKind::Incoming(body) => body.size_hint(),
+            RequestKind::Kept(KeptBody(body)) => body.size_hint(),
             RequestKind::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }

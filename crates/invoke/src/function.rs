@@ -130,6 +130,11 @@ impl Function {
         }
     }
 
+    /// Replicas that are ready.
+    pub fn ready(&self) -> usize {
+        self.replicas.len()
+    }
+
     /// How long it may take to its headers, and how long a body may stand still.
     pub fn timeout(&self) -> Duration {
         self.timeout

@@ -70,6 +70,11 @@ impl Caller {
     pub fn address(&self) -> IpAddr {
         self.address
     }
+
+    /// How the caller reached us.
+    pub fn scheme(&self) -> Scheme {
+        if self.scheme == "https" { Scheme::Https } else { Scheme::Http }
+    }
 }
 
 /// The id of the call that a request with these headers makes: its own if that is safe, else new.

@@ -1,5 +1,7 @@
 //! Blobs: files that records name, such as the output of a build.
 
+mod stream;
+
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::BuildId;
+
+pub use stream::{BlobReader, BlobUpload};
 
 /// Said in a log in place of what its limit cut off.
 const CUT_OFF: &str = "[the output is longer than is kept, the rest is not shown]\n";
@@ -119,16 +123,9 @@ impl Blobs {
         self.blocking("write", name, move |path| {
             let folder = path.parent().unwrap_or(path);
             make_folder(folder)?;
-            let mut number = [0; 8];
-            getrandom::fill(&mut number).map_err(io::Error::other)?;
-            // A name that no blob can have, so that a leftover of a crash is never served.
-            let unfinished = folder.join(format!(".new-{:016x}", u64::from_ne_bytes(number)));
+            let unfinished = stream::unfinished_in(folder)?;
             let write = || {
-                let mut file = OpenOptions::new()
-                    .create_new(true)
-                    .write(true)
-                    .mode(0o600)
-                    .open(&unfinished)?;
+                let mut file = stream::create_private(&unfinished)?;
                 file.write_all(&content)?;
                 file.sync_all()?;
                 std::fs::rename(&unfinished, path)?;

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
+use rusqlite_migration::M;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::StoreError;
@@ -45,8 +46,8 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut writer = schema::open_and_migrate(path)?;
+    pub(crate) fn open(path: &Path, migrations: &[M<'static>]) -> Result<Self, StoreError> {
+        let mut writer = schema::open_and_migrate(path, migrations)?;
         let (writes, queue) = mpsc::channel(WRITE_QUEUE);
         std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -203,7 +204,7 @@ mod tests {
 
     fn database() -> (tempfile::TempDir, Database) {
         let folder = tempfile::tempdir().unwrap();
-        let database = Database::open(&folder.path().join("updraft.db")).unwrap();
+        let database = Database::open(&folder.path().join("updraft.db"), schema::RECORDS).unwrap();
         (folder, database)
     }
 

@@ -1,6 +1,7 @@
 //! Durable records: who may push, what was pushed, built and released, and what is live.
 //!
-//! One SQLite file holds typed records and a folder holds blobs (build logs). Everything that a
+//! One SQLite file holds typed records and a folder holds blobs (build logs); asynchronous calls
+//! have a file and a folder of their own, so that a flood of them slows nothing else. Everything that a
 //! caller is told to be written is on the disk: a write returns after its transaction is synced,
 //! and writes that arrive together share one sync. Several processes may open the same store, for
 //! instance the command line beside a running server.
@@ -19,6 +20,7 @@ mod event;
 mod id;
 mod owner;
 mod push;
+pub mod queue;
 mod release;
 mod repository;
 mod schema;
@@ -28,7 +30,7 @@ mod token;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use blob::{BlobError, BlobName, BlobWriter, Blobs};
+pub use blob::{BlobError, BlobName, BlobReader, BlobUpload, BlobWriter, Blobs};
 pub use build::{Build, BuildResult, BuildState, NewBuild};
 pub use environment::{Environment, PinnedTo};
 pub use error::StoreError;
@@ -61,7 +63,7 @@ impl Store {
     pub fn open(path: &Path, blobs: &Path) -> Result<Self, StoreError> {
         let blobs = Blobs::open(blobs)
             .map_err(|source| StoreError::Folder { path: blobs.to_owned(), source })?;
-        Ok(Self { database: Arc::new(Database::open(path)?), blobs })
+        Ok(Self { database: Arc::new(Database::open(path, schema::RECORDS)?), blobs })
     }
 
     /// The blobs that belong to the records.

@@ -11,10 +11,16 @@ use crate::database::prepare_writer;
 use crate::error::StoreError;
 
 /// One entry a version. A published entry is never changed: databases that ran it exist.
-const MIGRATIONS: &[M<'static>] = &[M::up(include_str!("schema/v1.sql"))];
+pub(crate) const RECORDS: &[M<'static>] = &[M::up(include_str!("schema/v1.sql"))];
+
+/// The tables of asynchronous calls, which lie in a file of their own.
+pub(crate) const QUEUE: &[M<'static>] = &[M::up(include_str!("schema/queue_v1.sql"))];
 
 /// Opens the writing connection and brings the tables to this version's form.
-pub(crate) fn open_and_migrate(path: &Path) -> Result<Connection, StoreError> {
+pub(crate) fn open_and_migrate(
+    path: &Path,
+    migrations: &[M<'static>],
+) -> Result<Connection, StoreError> {
     let folder = |source| StoreError::Folder { path: path.to_owned(), source };
     // Two processes may start at once: only one looks at the version and migrates.
     let lock = open_private(&path.with_extension("lock")).map_err(folder)?;
@@ -28,7 +34,7 @@ pub(crate) fn open_and_migrate(path: &Path) -> Result<Connection, StoreError> {
     };
     let mut connection =
         open().map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-    Migrations::from_slice(MIGRATIONS).to_latest(&mut connection).map_err(
+    Migrations::from_slice(migrations).to_latest(&mut connection).map_err(
         |source| match source {
             rusqlite_migration::Error::MigrationDefinition(
                 MigrationDefinitionError::DatabaseTooFarAhead,

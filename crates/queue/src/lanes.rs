@@ -1,0 +1,296 @@
+//! Whose turn it is: one lane a function, turns between owners, then between an owner's lanes.
+//!
+//! Pure but for the clock that it is told. It counts what the record holds and never holds a call
+//! itself, so that a million waiting calls cost no memory here.
+
+use std::collections::{BTreeMap, HashMap};
+
+use updraft_model::{FunctionId, OwnerName};
+use updraft_store::queue::Waiting;
+
+/// Milliseconds since 1970.
+pub(crate) type Moment = i64;
+
+/// Most calls that one turn may take, so that a lease stays a short write.
+const TURN_MAX: usize = 32;
+
+/// A function with calls.
+#[derive(Debug)]
+struct Lane {
+    owner: Option<OwnerName>,
+    queue: String,
+    /// Calls on record, those under way included; reserved places too.
+    calls: u64,
+    running: usize,
+    /// When the next call is due, as far as is known.
+    due: Option<Moment>,
+    /// When the oldest waiting call came, as far as is known.
+    oldest: Option<Moment>,
+    /// Counts changes of `due` by others than the one who leases.
+    touched: u64,
+    /// When it last had a turn.
+    turn: u64,
+}
+
+/// All lanes.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    lanes: HashMap<FunctionId, Lane>,
+    /// When each owner last had a turn; owners without lanes are forgotten.
+    owners: BTreeMap<Option<OwnerName>, u64>,
+    turns: u64,
+    calls: u64,
+    bytes: u64,
+    running: usize,
+}
+
+/// A turn: up to `count` calls of `function` may be leased now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) function: FunctionId,
+    pub(crate) count: usize,
+    touched: u64,
+}
+
+/// What a lane shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LaneView {
+    pub(crate) function: FunctionId,
+    pub(crate) queue: String,
+    pub(crate) waiting: u64,
+    pub(crate) running: u64,
+    pub(crate) oldest: Option<Moment>,
+}
+
+/// There is no place for another call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    All,
+    Function,
+    Bytes,
+}
+
+/// How much may wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    pub(crate) all: u64,
+    pub(crate) function: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Lanes {
+    /// The lanes of what an earlier process left.
+    pub(crate) fn of(waiting: Vec<Waiting>) -> Self {
+        let mut lanes = Self::default();
+        for Waiting { function, owner, queue, calls, bytes, due, oldest } in waiting {
+            lanes.calls += calls;
+            lanes.bytes += bytes;
+            let lane = lanes.lane(&function, owner, queue);
+            lane.calls = calls;
+            lane.due = Some(due.as_millisecond());
+            lane.oldest = Some(oldest.as_millisecond());
+        }
+        lanes
+    }
+
+    fn lane(&mut self, function: &FunctionId, owner: Option<OwnerName>, queue: String) -> &mut Lane {
+        // A newcomer is no worse off than who has waited longest, and no better.
+        let first = self.owners.values().copied().min().unwrap_or(self.turns);
+        self.owners.entry(owner.clone()).or_insert(first);
+        let lane = self.lanes.entry(function.clone()).or_insert_with(|| Lane {
+            owner: None,
+            queue: String::new(),
+            calls: 0,
+            running: 0,
+            due: None,
+            oldest: None,
+            touched: 0,
+            turn: 0,
+        });
+        lane.owner = owner;
+        lane.queue = queue;
+        lane
+    }
+
+    /// Takes a place for a call that is about to be kept, before its body is.
+    pub(crate) fn reserve(
+        &mut self,
+        function: &FunctionId,
+        owner: Option<OwnerName>,
+        queue: String,
+        places: Places,
+    ) -> Result<(), NoPlace> {
+        if self.calls >= places.all {
+            return Err(NoPlace::All);
+        }
+        if self.bytes >= places.bytes {
+            return Err(NoPlace::Bytes);
+        }
+        if self.lanes.get(function).is_some_and(|lane| lane.calls >= places.function) {
+            return Err(NoPlace::Function);
+        }
+        self.calls += 1;
+        self.lane(function, owner, queue).calls += 1;
+        Ok(())
+    }
+
+    /// A call is on record that no place was reserved for.
+    pub(crate) fn add(
+        &mut self,
+        function: &FunctionId,
+        owner: Option<OwnerName>,
+        queue: String,
+        bytes: u64,
+        created: Moment,
+    ) {
+        self.calls += 1;
+        self.bytes += bytes;
+        let lane = self.lane(function, owner, queue);
+        lane.calls += 1;
+        lane.oldest = Some(lane.oldest.map_or(created, |oldest| oldest.min(created)));
+    }
+
+    /// The call in a reserved place is on record and due.
+    pub(crate) fn kept(&mut self, function: &FunctionId, bytes: u64, created: Moment) {
+        self.bytes += bytes;
+        if let Some(lane) = self.lanes.get_mut(function) {
+            lane.oldest.get_or_insert(created);
+        }
+        self.due(function, created);
+    }
+
+    /// A call of the function becomes due at `due`.
+    pub(crate) fn due(&mut self, function: &FunctionId, due: Moment) {
+        if let Some(lane) = self.lanes.get_mut(function) {
+            lane.due = Some(lane.due.map_or(due, |known| known.min(due)));
+            lane.touched += 1;
+        }
+    }
+
+    /// So many calls of the function are no more on record as to be made.
+    pub(crate) fn gone(&mut self, function: &FunctionId, calls: u64, bytes: u64) {
+        self.calls = self.calls.saturating_sub(calls);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        if let Some(lane) = self.lanes.get_mut(function) {
+            lane.calls = lane.calls.saturating_sub(calls);
+        }
+        self.tidy(function);
+    }
+
+    /// A call came back to an end of its attempt.
+    pub(crate) fn stopped(&mut self, function: &FunctionId) {
+        self.running = self.running.saturating_sub(1);
+        if let Some(lane) = self.lanes.get_mut(function) {
+            lane.running = lane.running.saturating_sub(1);
+        }
+        self.tidy(function);
+    }
+
+    fn tidy(&mut self, function: &FunctionId) {
+        let empty = |lane: &Lane| lane.calls == 0 && lane.running == 0;
+        if !self.lanes.get(function).is_some_and(empty) {
+            return;
+        }
+        if let Some(lane) = self.lanes.remove(function)
+            && !self.lanes.values().any(|other| other.owner == lane.owner)
+        {
+            self.owners.remove(&lane.owner);
+        }
+    }
+
+    /// The next turn at `now`, when at most `limit` calls may run and `limit_of` of a function.
+    /// The owner who waited longest comes first, then the lane that did.
+    pub(crate) fn next(
+        &mut self,
+        now: Moment,
+        limit: usize,
+        limit_of: impl Fn(&FunctionId) -> usize,
+    ) -> Option<Turn> {
+        let free = limit.saturating_sub(self.running);
+        if free == 0 {
+            return None;
+        }
+        let mut ready = 0;
+        let mut best: Option<((u64, u64), &FunctionId, usize)> = None;
+        for (function, lane) in &self.lanes {
+            if !lane.due.is_some_and(|due| due <= now) {
+                continue;
+            }
+            let room = limit_of(function).saturating_sub(lane.running);
+            if room == 0 {
+                continue;
+            }
+            ready += 1;
+            let order = (self.owners.get(&lane.owner).copied().unwrap_or(0), lane.turn);
+            if best.as_ref().is_none_or(|(other, name, _)| (order, function) < (*other, *name)) {
+                best = Some((order, function, room));
+            }
+        }
+        let (_, function, room) = best?;
+        let function = function.clone();
+        self.turns += 1;
+        let turns = self.turns;
+        let lane = self.lanes.get_mut(&function)?;
+        lane.turn = turns;
+        let touched = lane.touched;
+        self.owners.insert(lane.owner.clone(), turns);
+        // What is free is shared by those who are ready, so that the first does not take it all.
+        let count = room.min((free / ready).max(1)).min(TURN_MAX);
+        Some(Turn { function, count, touched })
+    }
+
+    /// What the turn took, and when the next call of its lane is due and came.
+    pub(crate) fn took(&mut self, turn: &Turn, count: usize, next: Option<(Moment, Moment)>) {
+        self.running += count;
+        if let Some(lane) = self.lanes.get_mut(&turn.function) {
+            lane.running += count;
+            // A call that came meanwhile may have been missed by the look at the record.
+            if lane.touched == turn.touched {
+                lane.due = next.map(|(due, _)| due);
+            }
+            lane.oldest = next.map(|(_, created)| created);
+        }
+        self.tidy(&turn.function);
+    }
+
+    /// The turn could not be taken: the lane has its next one later.
+    pub(crate) fn put_off(&mut self, turn: &Turn, (due, created): (Moment, Moment)) {
+        if let Some(lane) = self.lanes.get_mut(&turn.function) {
+            lane.due = Some(due);
+            lane.oldest.get_or_insert(created);
+        }
+    }
+
+    /// When the next call is due of a lane that has room.
+    pub(crate) fn next_due(
+        &self,
+        limit: usize,
+        limit_of: impl Fn(&FunctionId) -> usize,
+    ) -> Option<Moment> {
+        if self.running >= limit {
+            return None;
+        }
+        self.lanes
+            .iter()
+            .filter(|(function, lane)| limit_of(function) > lane.running)
+            .filter_map(|(_, lane)| lane.due)
+            .min()
+    }
+
+    /// Calls of the function that wait or run.
+    pub(crate) fn backlog(&self, function: &FunctionId) -> u64 {
+        self.lanes.get(function).map_or(0, |lane| lane.calls)
+    }
+
+    /// What every lane shows.
+    pub(crate) fn view(&self) -> Vec<LaneView> {
+        let view = |(function, lane): (&FunctionId, &Lane)| LaneView {
+            function: function.clone(),
+            queue: lane.queue.clone(),
+            waiting: lane.calls.saturating_sub(lane.running as u64),
+            running: lane.running as u64,
+            oldest: lane.oldest,
+        };
+        self.lanes.iter().map(view).collect()
+    }
+}
