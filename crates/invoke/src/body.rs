@@ -57,7 +57,7 @@ enum RequestKind {
 }
 
 /// A body that comes from the platform itself, piece by piece.
-struct KeptBody(Pin<Box<dyn Body<Data = Bytes, Error = std::io::Error> + Send>>);
+struct KeptBody(Pin<Box<dyn Body<Data = Bytes, Error = std::io::Error> + Send + Sync>>);
 
 impl fmt::Debug for KeptBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -80,7 +80,9 @@ impl From<Bytes> for RequestBody {
 
 impl RequestBody {
     /// A body that the platform has kept and reads as it is sent.
-    pub fn kept(body: impl Body<Data = Bytes, Error = std::io::Error> + Send + 'static) -> Self {
+    pub fn kept(
+        body: impl Body<Data = Bytes, Error = std::io::Error> + Send + Sync + 'static,
+    ) -> Self {
         Self { kind: RequestKind::Kept(KeptBody(Box::pin(body))), upload: None }
     }
 

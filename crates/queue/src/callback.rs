@@ -94,7 +94,9 @@ pub(crate) fn check(url: &Uri, options: &CallbackOptions) -> Result<(), String> 
     }
     let Some(authority) = url.authority() else { return wrong("names no host") };
     if authority.as_str().contains('@') {
-        return wrong("holds credentials, which are not sent; let the receiver check the signature");
+        return wrong(
+            "holds credentials, which are not sent; let the receiver check the signature",
+        );
     }
     if authority.host().is_empty() {
         return wrong("names no host");

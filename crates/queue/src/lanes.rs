@@ -93,7 +93,12 @@ impl Lanes {
         lanes
     }
 
-    fn lane(&mut self, function: &FunctionId, owner: Option<OwnerName>, queue: String) -> &mut Lane {
+    fn lane(
+        &mut self,
+        function: &FunctionId,
+        owner: Option<OwnerName>,
+        queue: String,
+    ) -> &mut Lane {
         // A newcomer is no worse off than who has waited longest, and no better.
         let first = self.owners.values().copied().min().unwrap_or(self.turns);
         self.owners.entry(owner.clone()).or_insert(first);

@@ -35,7 +35,9 @@ impl Collector for QueueCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let lanes = self.0.lanes().view();
         let by_lane = |value: fn(&LaneView) -> f64| {
-            lanes.iter().map(move |lane| (lane.queue.as_str(), lane.function.to_string(), value(lane)))
+            lanes
+                .iter()
+                .map(move |lane| (lane.queue.as_str(), lane.function.to_string(), value(lane)))
         };
         gauges(
             &mut encoder,
@@ -54,7 +56,8 @@ impl Collector for QueueCollector {
             "queue_worker_oldest_pending_seconds",
             "Age of the asynchronous call whose turn is next",
             by_lane(|lane| {
-                lane.oldest.map_or(0.0, |oldest| now().saturating_sub(oldest).max(0) as f64 / 1000.0)
+                lane.oldest
+                    .map_or(0.0, |oldest| now().saturating_sub(oldest).max(0) as f64 / 1000.0)
             }),
         )?;
         let queues: HashMap<String, String> =
@@ -86,8 +89,7 @@ impl Collector for QueueCollector {
             } else {
                 format!("queue_worker_messages_{name}")
             };
-            let mut family =
-                encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+            let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
             let labels = [("queue_name", USUAL_QUEUE), ("kubernetes_pod_name", WORKER)];
             let counter = ConstCounter::new(counter.load(Ordering::Relaxed));
             counter.encode(family.encode_family(&labels)?)?;

@@ -87,14 +87,8 @@ impl RetryPolicy {
                 fits
             }),
         );
-        read(
-            annotations::RETRY_MIN_WAIT,
-            Box::new(|text| wait(text, &mut policy.min_wait)),
-        );
-        read(
-            annotations::RETRY_MAX_WAIT,
-            Box::new(|text| wait(text, &mut policy.max_wait)),
-        );
+        read(annotations::RETRY_MIN_WAIT, Box::new(|text| wait(text, &mut policy.min_wait)));
+        read(annotations::RETRY_MAX_WAIT, Box::new(|text| wait(text, &mut policy.max_wait)));
         if policy.max_wait < policy.min_wait {
             if spec.annotations.contains_key(annotations::RETRY_MAX_WAIT) {
                 warnings.push("the longest wait is below the shortest".to_owned());
@@ -132,8 +126,8 @@ impl RetryPolicy {
         if attempt > self.attempts {
             return Verdict::Dead;
         }
-        let waits = status == StatusCode::TOO_MANY_REQUESTS
-            || status == StatusCode::SERVICE_UNAVAILABLE;
+        let waits =
+            status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::SERVICE_UNAVAILABLE;
         match asked().filter(|_| waits) {
             Some(asked) => Verdict::Again(asked.clamp(self.min_wait, WAIT_MAX)),
             None => Verdict::Again(self.wait(attempt, jitter)),

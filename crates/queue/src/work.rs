@@ -287,7 +287,7 @@ async fn take_answer(response: Response<InvokeBody>, keep: usize, limit: Duratio
 }
 
 type Reading = std::pin::Pin<
-    Box<dyn Future<Output = Result<Option<(Vec<u8>, BlobReader)>, BlobError>> + Send>,
+    Box<dyn Future<Output = Result<Option<(Vec<u8>, BlobReader)>, BlobError>> + Send + Sync>,
 >;
 
 /// A kept body on its way to the function.

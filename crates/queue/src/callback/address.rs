@@ -151,8 +151,8 @@ fn judge(
 ) -> Result<(), String> {
     judge_name(url, host, address.port(), options)?;
     let ip = address.ip().to_canonical();
-    let allowed = is_allowed_by_name(host, options)
-        || options.allow.iter().any(|target| target.holds(ip));
+    let allowed =
+        is_allowed_by_name(host, options) || options.allow.iter().any(|target| target.holds(ip));
     if allowed {
         return if is_of_this_machine(ip) {
             judge_own_path(url, host, address.port(), options)
@@ -279,11 +279,34 @@ mod tests {
     #[test]
     fn what_lies_inside_is_refused_whatever_its_form() {
         for ip in [
-            "0.0.0.0", "0.1.2.3", "127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1",
-            "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.100.100.200", "224.0.0.1",
-            "255.255.255.255", "198.18.0.1", "192.0.2.7", "::", "::1", "::ffff:10.0.0.1",
-            "::ffff:8.8.8.8", "::7f00:1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::",
-            "2002:a9fe:a9fe::1", "fd00:ec2::254", "fe80::1", "fec0::1", "ff02::1", "2001:db8::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.9.9.9",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.100.100.200",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "192.0.2.7",
+            "::",
+            "::1",
+            "::ffff:10.0.0.1",
+            "::ffff:8.8.8.8",
+            "::7f00:1",
+            "64:ff9b::7f00:1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+            "2002:a9fe:a9fe::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "2001:db8::1",
             "2001::1",
         ] {
             let ip: IpAddr = ip.parse().unwrap();
@@ -327,7 +350,9 @@ mod tests {
         let named = ["gateway.cloud.test", "alice.cloud.test", "127.0.0.1"];
         assert!(own("http://gateway.cloud.test:8080/function/f", &named).is_ok());
         assert!(own("http://gateway.cloud.test:8080/system/functions", &named).is_err());
-        assert!(own("http://gateway.cloud.test:8080/function/../system/functions", &named).is_err());
+        assert!(
+            own("http://gateway.cloud.test:8080/function/../system/functions", &named).is_err()
+        );
         assert!(own("http://gateway.cloud.test:8080/function/%2E%2e/system", &named).is_err());
         assert!(own("http://alice.cloud.test:8080/hello", &named).is_ok());
         assert!(own("http://127.0.0.1:8080/system/alert", &named).is_err());

@@ -82,12 +82,7 @@ impl Caller {
         }
     }
 
-    async fn exchange(
-        &self,
-        shared: &Shared,
-        callback: &LeasedCallback,
-        url: &Uri,
-    ) -> Told {
+    async fn exchange(&self, shared: &Shared, callback: &LeasedCallback, url: &Uri) -> Told {
         let options = &shared.options;
         let addresses = match address::resolve(url, &options.callback).await {
             Ok(Ok(addresses)) => addresses,
@@ -157,11 +152,7 @@ async fn send(
 }
 
 /// The function's answer as a request to the receiver.
-fn request(
-    shared: &Shared,
-    callback: &LeasedCallback,
-    url: &Uri,
-) -> Option<Request<Full<Bytes>>> {
+fn request(shared: &Shared, callback: &LeasedCallback, url: &Uri) -> Option<Request<Full<Bytes>>> {
     let (record, options) = (&callback.record, &shared.options);
     let (answered, body, cut) = match &callback.result {
         Some(result) => (result.headers.clone(), result.body.clone(), result.is_cut()),
@@ -177,7 +168,8 @@ fn request(
     };
     let mut headers = answered;
     // These belong to the exchange with the function; its cookies are nobody else's.
-    for name in ["content-length", "connection", "transfer-encoding", "set-cookie", "host", "date"] {
+    for name in ["content-length", "connection", "transfer-encoding", "set-cookie", "host", "date"]
+    {
         headers.remove(name);
     }
     let status = record.status.unwrap_or(503);
@@ -198,9 +190,7 @@ fn request(
     headers.insert(FUNCTION_NAME, own(name_told(record))?);
     let took = record.took.unwrap_or_default();
     headers.insert(DURATION, own(format!("{:.6}", took.as_secs_f64()))?);
-    headers
-        .entry(START_TIME)
-        .or_insert(own(format!("{}", record.created_at.as_nanosecond()))?);
+    headers.entry(START_TIME).or_insert(own(format!("{}", record.created_at.as_nanosecond()))?);
     if record.attempts > 1 {
         headers.insert(RETRY, (record.attempts - 1).into());
         headers.insert(RETRY_MAX, policy.into());

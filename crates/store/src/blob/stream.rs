@@ -236,7 +236,10 @@ mod tests {
         upload.append(b"x".to_vec()).await.unwrap();
         drop(upload);
         std::fs::write(folder.path().join("bodies/.new-1"), b"of a crash").unwrap();
-        let is_kept = { let kept = kept.clone(); move |name: &BlobName| *name == kept };
+        let is_kept = {
+            let kept = kept.clone();
+            move |name: &BlobName| *name == kept
+        };
         assert_eq!(blobs.sweep(&bodies, is_kept).await.unwrap(), 2);
         assert_eq!(blobs.length(&kept).await.unwrap(), Some(1));
         assert_eq!(blobs.length(&lost).await.unwrap(), None);

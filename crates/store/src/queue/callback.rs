@@ -44,7 +44,8 @@ impl CallStore {
                                 callback.attempts
                             }
                         };
-                        let answered = row.get_ref(COLUMN_COUNT)? != rusqlite::types::ValueRef::Null;
+                        let answered =
+                            row.get_ref(COLUMN_COUNT)? != rusqlite::types::ValueRef::Null;
                         Ok(LeasedCallback {
                             attempt: Attempt { call: record.number, number },
                             result: answered.then(|| result(row)).transpose()?,

@@ -48,7 +48,8 @@ pub(super) fn headers_from_column(row: &Row<'_>, column: usize) -> rusqlite::Res
 /// Values may be any bytes; each becomes the character of its number, so that nothing is lost and
 /// ordinary ones stay readable.
 fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {
-    let text = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
+    let text =
+        |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
     headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 

@@ -105,10 +105,7 @@ impl CallStore {
     pub async fn recover(&self) -> Result<usize, StoreError> {
         self.database
             .write("take the running calls back", |c| {
-                c.execute(
-                    "UPDATE calls SET callback_due = 0 WHERE callback_state = 1",
-                    [],
-                )?;
+                c.execute("UPDATE calls SET callback_due = 0 WHERE callback_state = 1", [])?;
                 c.execute("UPDATE calls SET state = 0, due = ?1 WHERE state = 1", [now()])
             })
             .await

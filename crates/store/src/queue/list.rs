@@ -10,9 +10,9 @@ use super::form::{function, number};
 use super::lease::{Lost, drop_request};
 use super::record::{COLUMNS, record};
 use super::{CallId, CallRecord, CallState, CallStore};
+use crate::BlobName;
 use crate::error::StoreError;
 use crate::stored::{moment, now, optional_text};
-use crate::BlobName;
 
 /// Which calls. Absent means any.
 #[derive(Debug, Clone, Default)]

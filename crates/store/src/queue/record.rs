@@ -209,7 +209,9 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         body_length: row.get::<_, i64>(12)?.unsigned_abs(),
         status: row.get(13)?,
         reason: row.get(14)?,
-        took: row.get::<_, Option<i64>>(15)?.map(|micros| Duration::from_micros(micros.unsigned_abs())),
+        took: row
+            .get::<_, Option<i64>>(15)?
+            .map(|micros| Duration::from_micros(micros.unsigned_abs())),
         callback,
     })
 }
