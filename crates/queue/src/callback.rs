@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use updraft_store::queue::LeasedCallback;
 
@@ -128,7 +129,7 @@ pub(crate) async fn dispatch(shared: Arc<Shared>) {
                         drop(place);
                     });
                 }
-                next.map(|next| next.as_millisecond())
+                next.map(Timestamp::as_millisecond)
             }
             Err(error) => {
                 tracing::error!(%error, "callbacks cannot be taken up");

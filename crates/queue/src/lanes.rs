@@ -35,7 +35,7 @@ struct Lane {
 /// All lanes.
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
-    lanes: HashMap<FunctionId, Lane>,
+    by_function: HashMap<FunctionId, Lane>,
     /// When each owner last had a turn; owners without lanes are forgotten.
     owners: BTreeMap<Option<OwnerName>, u64>,
     turns: u64,
@@ -102,7 +102,7 @@ impl Lanes {
         // A newcomer is no worse off than who has waited longest, and no better.
         let first = self.owners.values().copied().min().unwrap_or(self.turns);
         self.owners.entry(owner.clone()).or_insert(first);
-        let lane = self.lanes.entry(function.clone()).or_insert_with(|| Lane {
+        let lane = self.by_function.entry(function.clone()).or_insert_with(|| Lane {
             owner: None,
             queue: String::new(),
             calls: 0,
@@ -131,7 +131,7 @@ impl Lanes {
         if self.bytes >= places.bytes {
             return Err(NoPlace::Bytes);
         }
-        if self.lanes.get(function).is_some_and(|lane| lane.calls >= places.function) {
+        if self.by_function.get(function).is_some_and(|lane| lane.calls >= places.function) {
             return Err(NoPlace::Function);
         }
         self.calls += 1;
@@ -158,7 +158,7 @@ impl Lanes {
     /// The call in a reserved place is on record and due.
     pub(crate) fn kept(&mut self, function: &FunctionId, bytes: u64, created: Moment) {
         self.bytes += bytes;
-        if let Some(lane) = self.lanes.get_mut(function) {
+        if let Some(lane) = self.by_function.get_mut(function) {
             lane.oldest.get_or_insert(created);
         }
         self.due(function, created);
@@ -166,7 +166,7 @@ impl Lanes {
 
     /// A call of the function becomes due at `due`.
     pub(crate) fn due(&mut self, function: &FunctionId, due: Moment) {
-        if let Some(lane) = self.lanes.get_mut(function) {
+        if let Some(lane) = self.by_function.get_mut(function) {
             lane.due = Some(lane.due.map_or(due, |known| known.min(due)));
             lane.touched += 1;
         }
@@ -176,7 +176,7 @@ impl Lanes {
     pub(crate) fn gone(&mut self, function: &FunctionId, calls: u64, bytes: u64) {
         self.calls = self.calls.saturating_sub(calls);
         self.bytes = self.bytes.saturating_sub(bytes);
-        if let Some(lane) = self.lanes.get_mut(function) {
+        if let Some(lane) = self.by_function.get_mut(function) {
             lane.calls = lane.calls.saturating_sub(calls);
         }
         self.tidy(function);
@@ -185,7 +185,7 @@ impl Lanes {
     /// A call came back to an end of its attempt.
     pub(crate) fn stopped(&mut self, function: &FunctionId) {
         self.running = self.running.saturating_sub(1);
-        if let Some(lane) = self.lanes.get_mut(function) {
+        if let Some(lane) = self.by_function.get_mut(function) {
             lane.running = lane.running.saturating_sub(1);
         }
         self.tidy(function);
@@ -193,11 +193,11 @@ impl Lanes {
 
     fn tidy(&mut self, function: &FunctionId) {
         let empty = |lane: &Lane| lane.calls == 0 && lane.running == 0;
-        if !self.lanes.get(function).is_some_and(empty) {
+        if !self.by_function.get(function).is_some_and(empty) {
             return;
         }
-        if let Some(lane) = self.lanes.remove(function)
-            && !self.lanes.values().any(|other| other.owner == lane.owner)
+        if let Some(lane) = self.by_function.remove(function)
+            && !self.by_function.values().any(|other| other.owner == lane.owner)
         {
             self.owners.remove(&lane.owner);
         }
@@ -217,8 +217,8 @@ impl Lanes {
         }
         let mut ready = 0;
         let mut best: Option<((u64, u64), &FunctionId, usize)> = None;
-        for (function, lane) in &self.lanes {
-            if !lane.due.is_some_and(|due| due <= now) {
+        for (function, lane) in &self.by_function {
+            if lane.due.is_none_or(|due| due > now) {
                 continue;
             }
             let room = limit_of(function).saturating_sub(lane.running);
@@ -235,7 +235,7 @@ impl Lanes {
         let function = function.clone();
         self.turns += 1;
         let turns = self.turns;
-        let lane = self.lanes.get_mut(&function)?;
+        let lane = self.by_function.get_mut(&function)?;
         lane.turn = turns;
         let touched = lane.touched;
         self.owners.insert(lane.owner.clone(), turns);
@@ -247,7 +247,7 @@ impl Lanes {
     /// What the turn took, and when the next call of its lane is due and came.
     pub(crate) fn took(&mut self, turn: &Turn, count: usize, next: Option<(Moment, Moment)>) {
         self.running += count;
-        if let Some(lane) = self.lanes.get_mut(&turn.function) {
+        if let Some(lane) = self.by_function.get_mut(&turn.function) {
             lane.running += count;
             // A call that came meanwhile may have been missed by the look at the record.
             if lane.touched == turn.touched {
@@ -260,7 +260,7 @@ impl Lanes {
 
     /// The turn could not be taken: the lane has its next one later.
     pub(crate) fn put_off(&mut self, turn: &Turn, (due, created): (Moment, Moment)) {
-        if let Some(lane) = self.lanes.get_mut(&turn.function) {
+        if let Some(lane) = self.by_function.get_mut(&turn.function) {
             lane.due = Some(due);
             lane.oldest.get_or_insert(created);
         }
@@ -275,7 +275,7 @@ impl Lanes {
         if self.running >= limit {
             return None;
         }
-        self.lanes
+        self.by_function
             .iter()
             .filter(|(function, lane)| limit_of(function) > lane.running)
             .filter_map(|(_, lane)| lane.due)
@@ -284,7 +284,7 @@ impl Lanes {
 
     /// Calls of the function that wait or run.
     pub(crate) fn backlog(&self, function: &FunctionId) -> u64 {
-        self.lanes.get(function).map_or(0, |lane| lane.calls)
+        self.by_function.get(function).map_or(0, |lane| lane.calls)
     }
 
     /// What every lane shows.
@@ -296,6 +296,6 @@ impl Lanes {
             running: lane.running as u64,
             oldest: lane.oldest,
         };
-        self.lanes.iter().map(view).collect()
+        self.by_function.iter().map(view).collect()
     }
 }

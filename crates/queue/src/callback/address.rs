@@ -241,17 +241,15 @@ fn inside_v6(ip: Ipv6Addr) -> Option<&'static str> {
         [0, 0, 0, 0, 0, 0, 0, 0] => Some("an unspecified address"),
         [0, 0, 0, 0, 0, 0, 0, 1] => Some("a loopback address"),
         // Forms in which an IPv4 address hides: mapped, compatible, translated.
-        [0, 0, 0, 0, 0, _, _, _] => Some("an IPv4 address in disguise"),
-        [0, 0, 0, 0, 0xffff, 0, _, _] => Some("an IPv4 address in disguise"),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
-        [0x64, 0xff9b, ..] => Some("a private address"),
-        [0x2002, high, low, ..] => embedded(high, low),
+        [0, 0, 0, 0, 0, _, _, _] | [0, 0, 0, 0, 0xffff, 0, _, _] => {
+            Some("an IPv4 address in disguise")
+        }
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => embedded(high, low),
         [0x2001, 0, ..] => Some("an address of a tunnel"),
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some("an address of examples"),
         [0x100, 0, 0, 0, ..] => Some("an address of no host"),
-        [0xfc00..=0xfdff, ..] => Some("a private address"),
+        [0x64, 0xff9b, ..] | [0xfc00..=0xfdff | 0xfec0..=0xfeff, ..] => Some("a private address"),
         [0xfe80..=0xfebf, ..] => Some("a link-local address"),
-        [0xfec0..=0xfeff, ..] => Some("a private address"),
         [0xff00..=0xffff, ..] => Some("a multicast address"),
         _ => None,
     }

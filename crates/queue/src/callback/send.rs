@@ -154,17 +154,16 @@ async fn send(
 /// The function's answer as a request to the receiver.
 fn request(shared: &Shared, callback: &LeasedCallback, url: &Uri) -> Option<Request<Full<Bytes>>> {
     let (record, options) = (&callback.record, &shared.options);
-    let (answered, body, cut) = match &callback.result {
-        Some(result) => (result.headers.clone(), result.body.clone(), result.is_cut()),
-        None => {
-            let reason = record.reason.as_deref().unwrap_or("the call was not made");
-            let told = serde_json::json!({
-                "component": "queue", "reason": reason, "call_id": record.id.as_str(),
-            });
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            (headers, Bytes::from(told.to_string()), false)
-        }
+    let (answered, body, cut) = if let Some(result) = &callback.result {
+        (result.headers.clone(), result.body.clone(), result.is_cut())
+    } else {
+        let reason = record.reason.as_deref().unwrap_or("the call was not made");
+        let told = serde_json::json!({
+            "component": "queue", "reason": reason, "call_id": record.id.as_str(),
+        });
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        (headers, Bytes::from(told.to_string()), false)
     };
     let mut headers = answered;
     // These belong to the exchange with the function; its cookies are nobody else's.

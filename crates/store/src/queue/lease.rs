@@ -73,12 +73,11 @@ fn leased(row: &Row<'_>) -> rusqlite::Result<LeasedCall> {
     record.attempts += 1;
     record.state = CallState::Running;
     let (headers, client) = Head::from_column(row, COLUMN_COUNT)?;
-    let body = match optional_text(row, COLUMN_COUNT + 2)? {
-        Some(blob) => StoredBody::Blob(blob, record.body_length),
-        None => {
-            let inline: Option<Vec<u8>> = row.get(COLUMN_COUNT + 1)?;
-            StoredBody::Inline(inline.unwrap_or_default().into())
-        }
+    let body = if let Some(blob) = optional_text(row, COLUMN_COUNT + 2)? {
+        StoredBody::Blob(blob, record.body_length)
+    } else {
+        let inline: Option<Vec<u8>> = row.get(COLUMN_COUNT + 1)?;
+        StoredBody::Inline(inline.unwrap_or_default().into())
     };
     let method = record.method.parse().unwrap_or(http::Method::POST);
     Ok(LeasedCall {

@@ -133,7 +133,7 @@ impl CallStore {
         let filter = CallFilter { state: Some(CallState::Dead), ..filter.clone() };
         let (mut condition, mut values) = filter.to_sql();
         values.push(after.into());
-        condition.push_str(&format!(" AND c.seq > ?{}", values.len()));
+        condition = format!("{condition} AND c.seq > ?{}", values.len());
         self.redrive_where(condition, values, count).await
     }
 
