@@ -6,7 +6,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
 /// Longest request head that is read.
@@ -100,6 +100,17 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
             // Touched, so that the kernel really gives it.
             filled.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
             text(filled.iter().map(|byte| u64::from(*byte)).sum::<u64>().to_string())
+        }
+        ("hold", _) => {
+            let bytes = usize::try_from(number()).unwrap_or(0) << 20;
+            // Ones, so that the kernel really gives it; never given back.
+            let held = vec![1_u8; bytes].leak();
+            text(held.len().to_string())
+        }
+        ("spin", _) => {
+            let end = Instant::now() + Duration::from_millis(number());
+            while Instant::now() < end {}
+            text("spun".to_owned())
         }
         ("connect", address) => match address.parse::<SocketAddr>() {
             Ok(address) => {

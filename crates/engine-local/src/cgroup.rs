@@ -1,7 +1,10 @@
 //! Control groups: which layout this machine has, and what they tell about a replica.
 //!
-//! The OCI runtime makes a replica's groups and sets the limits; this reads them, and clears
-//! away what is left of an instance.
+//! The OCI runtime makes a replica's groups and sets the limits; this reads them, freezes and
+//! thaws (`freezer`), and clears away what is left of an instance.
+
+mod freezer;
+mod usage;
 
 use std::fmt;
 use std::fs;
@@ -95,7 +98,8 @@ impl Cgroups {
         }
     }
 
-    /// Kills every process in the group and below it. Returns whether there was one.
+    /// Kills every process in the group and below it, frozen ones included. Returns whether there
+    /// was one.
     pub(crate) fn kill_all(&self, group: &str) -> bool {
         let mut found = false;
         for place in self.places(group) {
@@ -108,6 +112,8 @@ impl Cgroups {
                     // One that ended meanwhile is what is wanted.
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
+                // After the signal: they end without doing anything first.
+                freezer::thaw_folder(folder);
             });
         }
         found
@@ -146,7 +152,7 @@ fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
 mod tests {
     use super::*;
 
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(super) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = root.path().join(path);

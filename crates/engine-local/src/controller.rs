@@ -3,10 +3,12 @@
 //! After whatever happened (a command, a report of a replica, a timer) it compares desired and
 //! actual (`plan`) and acts on the difference. The order is what keeps requests whole: a new
 //! revision is published before an old replica is told to go, and a replica is out of the table
-//! before it is drained.
+//! before it is drained. A function that rests (`rest`) is frozen as a whole, and only as long as
+//! there is nothing to do for it.
 
 mod desire;
 mod plan;
+mod rest;
 mod trouble;
 mod view;
 
@@ -16,19 +18,21 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-use updraft_engine::{Endpoint, EngineError, Expect, FunctionEndpoints, ReplicaId, Revision};
+use updraft_engine::{
+    Endpoint, EngineError, Expect, FunctionEndpoints, ReplicaId, ReplicaLoad, Revision,
+};
 use updraft_model::{FunctionId, FunctionSpec};
 
-use crate::exit::Process;
 use crate::logs;
-use crate::record::{Durability, FunctionRecord, GivenUp, ReplicaRecord, RevisionRecord};
-use crate::replica::{self, Failure, Replica, Report, Reports};
+use crate::record::{Durability, FunctionRecord, GivenUp, RevisionRecord};
+use crate::replica::{self, Adopted, Failure, Replica, Report, Reports};
 use crate::shared::Shared;
 pub(crate) use desire::Wish;
 use plan::{Group, Plan, Standing};
+use rest::Rest;
 use trouble::Trouble;
-pub(crate) use view::FunctionState;
 use view::with_platform_labels;
+pub(crate) use view::{FunctionState, verdict};
 
 /// A roll-out is given up after so many replicas that ended by themselves.
 const CANDIDATE_FAILURES: u32 = 3;
@@ -38,6 +42,8 @@ const CANDIDATE_FAILURES: u32 = 3;
 pub(crate) enum Command {
     Apply { wish: Box<Wish>, expect: Expect, reply: oneshot::Sender<Result<Revision, EngineError>> },
     Scale { replicas: u32, reply: oneshot::Sender<Result<(), EngineError>> },
+    Wake { reply: oneshot::Sender<Result<(), EngineError>> },
+    Freeze { reply: oneshot::Sender<Result<bool, EngineError>> },
     Remove { reply: oneshot::Sender<Result<(), EngineError>> },
 }
 
@@ -47,14 +53,6 @@ pub(crate) struct FunctionHandle {
     pub(crate) commands: mpsc::Sender<Command>,
     /// Nothing before the first apply and after the removal.
     pub(crate) state: watch::Receiver<Option<FunctionState>>,
-}
-
-/// A replica of an earlier run that goes on.
-#[derive(Debug)]
-pub(crate) struct Adopted {
-    pub(crate) id: ReplicaId,
-    pub(crate) record: ReplicaRecord,
-    pub(crate) process: Process,
 }
 
 /// Where the endpoint table is changed.
@@ -79,6 +77,7 @@ pub(crate) fn spawn(
         members: BTreeMap::new(),
         serving_trouble: Trouble::default(),
         candidate_trouble: Trouble::default(),
+        rest: Rest::Awake { since: None },
         published: None,
         specs: BTreeMap::new(),
         state,
@@ -105,6 +104,7 @@ struct Controller {
     members: BTreeMap<ReplicaId, Member>,
     serving_trouble: Trouble,
     candidate_trouble: Trouble,
+    rest: Rest,
     published: Option<Arc<FunctionEndpoints>>,
     /// One shared copy of each revision's spec in use.
     specs: BTreeMap<Revision, Arc<FunctionSpec>>,
@@ -131,6 +131,14 @@ impl Controller {
                     }
                     Some(Command::Scale { replicas, reply }) => {
                         let answer = self.scale(replicas);
+                        drop(reply.send(answer));
+                    }
+                    Some(Command::Wake { reply }) => {
+                        let answer = self.wake();
+                        drop(reply.send(answer));
+                    }
+                    Some(Command::Freeze { reply }) => {
+                        let answer = self.freeze(&inbox).await;
                         drop(reply.send(answer));
                     }
                     Some(Command::Remove { reply }) => {
@@ -185,12 +193,17 @@ impl Controller {
     }
 
     fn adopt(&mut self, adopted: Vec<Adopted>) {
-        for Adopted { id, record, process } in adopted {
-            let Some(spec) = self.spec_of(record.revision) else { continue };
-            let shared = &self.shared;
-            let replica =
-                replica::adopt(shared, id.clone(), spec, record, process, self.reports.clone());
-
+        self.adopt_rest(&adopted);
+        for adopted in adopted {
+            let Some(spec) = self.spec_of(adopted.record.revision) else { continue };
+            let id = adopted.id.clone();
+            let load = Arc::new(ReplicaLoad::default());
+            if self.rest == Rest::Frozen {
+                // Nobody knows the replica yet, so nobody is on it.
+                let _ = load.pause_if_idle();
+            }
+            let reports = self.reports.clone();
+            let replica = replica::adopt(&self.shared, adopted, spec, load, reports);
             let standing = Standing::Starting;
             self.members.insert(id, Member { replica, standing, endpoint: None });
         }
@@ -268,6 +281,7 @@ impl Controller {
         }
         let changed = *desired != before;
         // Replicas first, the disk after: a wake-up is waited for.
+        self.thaw();
         self.reconcile();
         if changed { self.save(Durability::Written) } else { Ok(()) }
     }
@@ -283,9 +297,7 @@ impl Controller {
         (self.publish)(&self.id, None);
         for member in self.members.values() {
             // Closed here and now: who still holds an older table gets no lease either.
-            if let Some(endpoint) = &member.endpoint {
-                endpoint.load.close();
-            }
+            member.replica.load.close();
             member.replica.retire();
         }
         self.state.send_replace(None);
@@ -411,10 +423,14 @@ impl Controller {
                 id: id.clone(),
                 revision: member.replica.revision,
                 standing: member.standing,
-                load: member.endpoint.as_ref().map_or(0, |endpoint| endpoint.load.in_flight()),
+                load: member.replica.load.in_flight(),
             })
             .collect();
-        let Plan { start, retire, promote } = plan::plan(serving, candidate, &members);
+        let plan = plan::plan(serving, candidate, &members);
+        if plan != Plan::default() {
+            self.thaw();
+        }
+        let Plan { start, retire, promote } = plan;
         if promote {
             self.promote();
             return self.reconcile();

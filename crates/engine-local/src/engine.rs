@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{
     Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
-    LogQuery, NamespaceInfo, Revision, SecretValue, Wake,
+    LogQuery, NamespaceInfo, Revision, SecretValue, Usage, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
 use crate::bundle;
-use crate::controller::{self, Adopted, Command, FunctionHandle, FunctionState, Publish, Wish};
+use crate::controller::{self, Command, FunctionHandle, FunctionState, Publish, Wish, verdict};
 use crate::exit;
 use crate::image::ImageSource;
 use crate::launch;
@@ -30,7 +30,7 @@ use crate::namespaces::Namespaces;
 use crate::network::Network;
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::record::RecordStore;
-use crate::replica::Failure;
+use crate::replica::{Adopted, Failure};
 use crate::runtime::Runtime;
 use crate::secrets::SecretStore;
 use crate::shared::Shared;
@@ -39,10 +39,6 @@ use crate::strays;
 
 /// Most containers that are started at the same time; more would only slow each other down.
 const LAUNCHES: usize = 8;
-
-/// A first deployment that failed so often in a row is told to be not ready without waiting for
-/// the limit. The engine goes on trying.
-const TELLING_FAILURES: u32 = 3;
 
 /// How long a stop waits for starts that are under way.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -103,6 +99,15 @@ impl LocalEngine {
         let in_use: Vec<Ipv4Addr> = adopted.iter().map(|adopted| adopted.record.address).collect();
         let (network, network_degraded) = Network::open(&options, &in_use).await?;
         degraded.extend(network_degraded);
+        // The trial container has left the instance's own group, as replicas will.
+        let can_freeze = runtime.cgroups.can_freeze(&options.cgroup());
+        let can_measure = runtime.cgroups.usage(&options.cgroup()).is_some();
+        if !can_freeze {
+            degraded.push("there is no cgroup freezer, idle functions cannot be frozen".to_owned());
+        }
+        if !can_measure {
+            degraded.push("no cgroup tells of processor and memory, usage is not known".to_owned());
+        }
         let report = EngineReport {
             runtime: runtime.version.clone(),
             cgroups: runtime.cgroups.layout.to_string(),
@@ -120,6 +125,8 @@ impl LocalEngine {
             options,
             images,
             runtime,
+            can_freeze,
+            can_measure,
             network,
             resolver,
             launches: Semaphore::new(LAUNCHES),
@@ -213,11 +220,11 @@ impl LocalEngine {
     }
 
     /// Hands a command to an existing function.
-    async fn ask(
+    async fn ask<Answer>(
         &self,
         id: &FunctionId,
-        command: impl FnOnce(oneshot::Sender<Result<(), EngineError>>) -> Command,
-    ) -> Result<(), EngineError> {
+        command: impl FnOnce(oneshot::Sender<Result<Answer, EngineError>>) -> Command,
+    ) -> Result<Answer, EngineError> {
         let unknown = || EngineError::UnknownFunction(id.clone());
         let handle = self.handle(id).ok_or_else(unknown)?;
         let (reply, answer) = oneshot::channel();
@@ -236,7 +243,7 @@ impl LocalEngine {
 #[async_trait]
 impl Engine for LocalEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { freeze: false, scale_to_zero: true, survives_restart: true }
+        Capabilities { freeze: self.shared.can_freeze, scale_to_zero: true, survives_restart: true }
     }
 
     fn info(&self) -> EngineInfo {
@@ -345,6 +352,21 @@ impl Engine for LocalEngine {
 
     async fn scale(&self, id: &FunctionId, replicas: u32) -> Result<(), EngineError> {
         self.ask(id, |reply| Command::Scale { replicas, reply }).await
+    }
+
+    async fn wake(&self, id: &FunctionId) -> Result<(), EngineError> {
+        self.ask(id, |reply| Command::Wake { reply }).await
+    }
+
+    async fn freeze(&self, id: &FunctionId) -> Result<bool, EngineError> {
+        self.ask(id, |reply| Command::Freeze { reply }).await
+    }
+
+    async fn usage(&self, id: &FunctionId) -> Result<Option<Usage>, EngineError> {
+        if self.state(id).is_none() {
+            return Err(EngineError::UnknownFunction(id.clone()));
+        }
+        Ok(self.shared.usage(id))
     }
 
     fn endpoints(&self) -> watch::Receiver<EndpointTable> {
@@ -473,35 +495,4 @@ impl Drop for LocalEngine {
     fn drop(&mut self) {
         self.shared.closing.cancel();
     }
-}
-
-/// Whether `revision` serves, or why it does not and will not; nothing while it may yet.
-fn verdict(
-    id: &FunctionId,
-    state: Option<&FunctionState>,
-    revision: Revision,
-) -> Option<Result<(), EngineError>> {
-    let Some(state) = state else {
-        return Some(Err(EngineError::UnknownFunction(id.clone())));
-    };
-    let not_ready = |reason: &str, log_tail: &[String]| EngineError::NotReady {
-        id: id.clone(),
-        reason: reason.to_owned(),
-        log_tail: log_tail.to_vec(),
-    };
-    if let Some(given_up) = state.given_up.as_ref().filter(|given| given.revision == revision) {
-        return Some(Err(not_ready(&given_up.reason, &given_up.log_tail)));
-    }
-    if state.newest != revision && state.serving != revision {
-        return Some(Err(EngineError::Superseded(id.clone())));
-    }
-    if state.serving != revision {
-        return None;
-    }
-    if state.ready > 0 || state.status.replicas == 0 {
-        return Some(Ok(()));
-    }
-    let failure = state.last_failure.as_ref()?;
-    (state.unproven && state.failures >= TELLING_FAILURES)
-        .then(|| Err(not_ready(&failure.reason, &failure.log_tail)))
 }

@@ -45,10 +45,20 @@ pub(crate) enum Report {
     Gone(Option<Failure>),
 }
 
+/// A replica of an earlier run that goes on.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    pub(crate) id: ReplicaId,
+    pub(crate) record: ReplicaRecord,
+    pub(crate) process: Process,
+}
+
 /// A replica as its function sees it.
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) revision: Revision,
+    /// The requests on it, and its door.
+    pub(crate) load: Arc<ReplicaLoad>,
     retire: watch::Sender<bool>,
 }
 
@@ -68,6 +78,7 @@ struct Task {
     id: ReplicaId,
     spec: Arc<FunctionSpec>,
     revision: Revision,
+    load: Arc<ReplicaLoad>,
     reports: Reports,
     retire: watch::Receiver<bool>,
 }
@@ -82,25 +93,32 @@ pub(crate) fn start(
     reports: Reports,
 ) -> Replica {
     let (retire, retired) = watch::channel(false);
-    let task = Task { shared: Arc::clone(shared), id, spec, revision, reports, retire: retired };
-    shared.tasks.spawn(async move { task.run_new(pinned).await });
-    Replica { revision, retire }
+    let load = Arc::new(ReplicaLoad::default());
+    let replica = Replica { revision, load: Arc::clone(&load), retire };
+    let shared = Arc::clone(shared);
+    let task = Task { shared, id, spec, revision, load, reports, retire: retired };
+    let tasks = task.shared.tasks.clone();
+    tasks.spawn(async move { task.run_new(pinned).await });
+    replica
 }
 
-/// Goes on with a replica of an earlier run of Updraft.
+/// Goes on with a replica of an earlier run of Updraft, with the door as `load` has it.
 pub(crate) fn adopt(
     shared: &Arc<Shared>,
-    id: ReplicaId,
+    adopted: Adopted,
     spec: Arc<FunctionSpec>,
-    record: ReplicaRecord,
-    process: Process,
+    load: Arc<ReplicaLoad>,
     reports: Reports,
 ) -> Replica {
+    let Adopted { id, record, process } = adopted;
     let (retire, retired) = watch::channel(false);
     let revision = record.revision;
-    let task = Task { shared: Arc::clone(shared), id, spec, revision, reports, retire: retired };
-    shared.tasks.spawn(async move { task.live(Launched { process, record }).await });
-    Replica { revision, retire }
+    let replica = Replica { revision, load: Arc::clone(&load), retire };
+    let shared = Arc::clone(shared);
+    let task = Task { shared, id, spec, revision, load, reports, retire: retired };
+    let tasks = task.shared.tasks.clone();
+    tasks.spawn(async move { task.live(Launched { process, record }).await });
+    replica
 }
 
 impl Task {
@@ -154,7 +172,7 @@ impl Task {
         let begin = Instant::now();
         let options = &self.shared.options;
         let address = SocketAddr::from((record.address, PORT));
-        let load = Arc::new(ReplicaLoad::default());
+        let load = Arc::clone(&self.load);
         let probe = Probe::of(&self.spec);
         let (seen, last_seen) = watch::channel(NotReady::Untried);
         let mut ready: Pin<Box<dyn Future<Output = ()> + Send>> = if record.ready {
@@ -175,7 +193,8 @@ impl Task {
                 ended = process.wait() => { exit = Some(ended); Event::Exited }
                 () = &mut ready, if life == Life::Probing => Event::Answered,
                 _ = &mut drained, if life == Life::Draining => Event::Drained,
-                _ = self.retire.wait_for(|retired| *retired),
+                // An error is no order: the function's task has let go because Updraft stops.
+                Ok(_) = self.retire.wait_for(|retired| *retired),
                     if matches!(life, Life::Probing | Life::Ready) => Event::Retire,
                 () = sleep_until(deadline), if timed => {
                     if life == Life::Probing { Event::TooLate } else { Event::GraceOver }
@@ -213,10 +232,12 @@ impl Task {
                 Some(Effect::Terminate) => {
                     load.close();
                     process.terminate();
+                    self.thaw();
                     deadline = Instant::now() + options.stop_grace;
                 }
                 Some(Effect::Kill) => {
                     process.kill();
+                    self.thaw();
                     // It cannot refuse; only a stuck kernel would bring us here again.
                     deadline = Instant::now() + Duration::from_mins(1);
                 }
@@ -234,6 +255,16 @@ impl Task {
                 }
                 None => {}
             }
+        }
+    }
+
+    /// A frozen process hears no signal.
+    fn thaw(&self) {
+        let group = launch::cgroup_of(&self.shared.options, self.id.as_str());
+        if self.shared.can_freeze
+            && let Err(error) = self.shared.runtime.cgroups.thaw(&group)
+        {
+            tracing::warn!(replica = %self.id, %error, "a replica that is to end may be frozen");
         }
     }
 

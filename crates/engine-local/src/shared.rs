@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use updraft_engine::ReplicaId;
+use updraft_engine::{ReplicaId, Usage};
 use updraft_model::{FunctionId, SecretName};
 
 use crate::image::ImageSource;
+use crate::launch;
 use crate::logs::Looked;
 use crate::network::Network;
 use crate::options::LocalEngineOptions;
@@ -24,6 +25,10 @@ pub(crate) struct Shared {
     pub(crate) options: LocalEngineOptions,
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) runtime: Runtime,
+    /// Whether the groups of replicas can be frozen here.
+    pub(crate) can_freeze: bool,
+    /// Whether the groups of replicas tell what is used in them.
+    pub(crate) can_measure: bool,
     pub(crate) network: Network,
     pub(crate) secrets: SecretStore,
     pub(crate) records: RecordStore,
@@ -55,6 +60,28 @@ pub(crate) struct Running {
 impl Shared {
     pub(crate) fn running(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the replicas of a function use together; nothing when this machine cannot tell.
+    pub(crate) fn usage(&self, id: &FunctionId) -> Option<Usage> {
+        if !self.can_measure {
+            return None;
+        }
+        let own: Vec<ReplicaId> = self
+            .running()
+            .iter()
+            .filter(|(_, running)| running.function == *id)
+            .map(|(replica, _)| replica.clone())
+            .collect();
+        // One whose group is not there yet, or not any more, uses nothing.
+        let read = own.iter().filter_map(|replica| {
+            self.runtime.cgroups.usage(&launch::cgroup_of(&self.options, replica.as_str()))
+        });
+        Some(read.fold(Usage::default(), |total, one| Usage {
+            cpu_seconds: total.cpu_seconds + one.cpu_seconds,
+            memory_bytes: total.memory_bytes + one.memory_bytes,
+            replicas: total.replicas + 1,
+        }))
     }
 
     pub(crate) fn is_running(&self, replica: &str) -> bool {

@@ -8,10 +8,10 @@ use updraft_engine::ReplicaId;
 use updraft_model::FunctionId;
 
 use crate::bundle;
-use crate::controller::Adopted;
 use crate::exit::Process;
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::record::{FunctionRecord, ReplicaRecord, folder_entries, write_atomically};
+use crate::replica::Adopted;
 
 /// Where a host may have its real name servers when `/etc/resolv.conf` names a local one.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];

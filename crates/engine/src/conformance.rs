@@ -16,6 +16,8 @@
 //! | `/slow/MS` | answers that much later |
 //! | `/exit/CODE` | ends the process |
 //! | `/memory/MIB` | touches that much memory |
+//! | `/hold/MIB` | touches that much memory and keeps it |
+//! | `/spin/MS` | keeps a processor busy for that long |
 //! | anything else | the variable `answer`, or `hello` |
 //!
 //! With the variable `exit_at_start` it prints `conformance app was asked to fail` on standard
@@ -27,6 +29,7 @@ mod client;
 pub mod isolation;
 pub mod life;
 pub mod logs;
+pub mod rest;
 pub mod secrets;
 
 use std::panic::resume_unwind;
@@ -59,6 +62,11 @@ pub trait Harness: Sized + Send + Sync + 'static {
 
     /// An image reference that stands for nothing and never will.
     fn missing_image(&self) -> ImageRef;
+
+    /// Whether the engine can tell what replicas use here.
+    fn measures_usage(&self) -> bool {
+        true
+    }
 
     /// Ends the engine and removes all that it made.
     async fn stop(self);
@@ -156,7 +164,8 @@ macro_rules! engine_conformance {
                 a_function_is_created_listed_described_and_removed,
                 what_does_not_exist_is_told,
                 a_spec_that_cannot_run_is_refused,
-                the_same_spec_again_changes_nothing,
+                a_release_applied_again_changes_nothing,
+                an_update_rolls_even_when_nothing_has_changed,
                 a_change_in_between_stops_a_conditional_update,
                 an_update_replaces_what_answers,
                 a_first_revision_that_fails_is_told_with_its_last_lines,
@@ -191,6 +200,18 @@ macro_rules! engine_conformance {
                 a_tail_is_the_end_of_what_is_there,
                 since_leaves_earlier_lines_out,
                 a_follower_sees_lines_of_new_replicas,
+            ]
+            rest: [
+                a_frozen_function_is_thawed_as_it_was,
+                a_frozen_function_does_nothing,
+                a_busy_function_is_not_frozen,
+                a_starting_function_is_not_frozen,
+                no_request_fails_however_often_its_function_is_frozen,
+                a_frozen_function_is_scaled_replaced_and_removed,
+                a_secret_that_changes_during_a_rest_is_seen_after_it,
+                a_wake_up_runs_the_minimum,
+                usage_follows_what_replicas_do,
+                a_processor_limit_holds,
             ]
             isolation: [
                 environment_and_process_reach_the_function,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -79,38 +79,62 @@ pub struct Endpoint {
     pub load: Arc<ReplicaLoad>,
 }
 
-/// Counts the requests on one replica and closes the door when it is to go.
+/// Counts the requests on one replica and holds its door.
 ///
-/// The order of the two atomics is the proof: a lease counts first and looks at the door after;
-/// a drain closes the door first and counts after. Whatever the interleaving, either the lease
-/// sees the closed door and leaves, or the drain sees the lease and waits.
+/// Count and door are one word, and that is the proof: a lease adds itself and learns in the same
+/// step whether the door was open, so no request is ever on a replica whose door was shut before
+/// it came. A drain shuts the door and then waits for the count; a pause shuts it only if nobody
+/// is inside, in one step, so that no request is turned away from a replica that is not about to
+/// rest. A lease that finds the door shut takes itself off the count again: it may be seen there
+/// for a moment, which makes a pause not happen and a drain wait a little, never the opposite.
+///
+/// Shut for good and shut for a rest are two bits: waking a replica up never opens the door of one
+/// that is on its way out.
 #[derive(Debug, Default)]
 pub struct ReplicaLoad {
-    in_flight: AtomicUsize,
-    closed: AtomicBool,
+    word: AtomicUsize,
     left: Notify,
 }
+
+/// The replica is on its way out; its door stays shut.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+/// The replica rests; its door opens again.
+const PAUSED: usize = 1 << (usize::BITS - 2);
+/// The rest of the word: requests under way.
+const COUNT: usize = PAUSED - 1;
 
 /// Holds a replica for the length of one request, tunnelled upgrades included.
 #[derive(Debug)]
 pub struct Lease(Arc<ReplicaLoad>);
 
 impl ReplicaLoad {
-    /// Counts one more request, unless the replica is about to go: then take another.
+    /// Counts one more request, unless the replica rests or is about to go: then take another.
     pub fn lease(self: &Arc<Self>) -> Option<Lease> {
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        let before = self.word.fetch_add(1, Ordering::SeqCst);
         let lease = Lease(Arc::clone(self));
-        (!self.closed.load(Ordering::SeqCst)).then_some(lease)
+        (before & !COUNT == 0).then_some(lease)
     }
 
     /// Requests on the replica now.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::SeqCst)
+        self.word.load(Ordering::SeqCst) & COUNT
     }
 
-    /// Refuses new leases from now on.
+    /// Refuses new leases from now on, for good.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.word.fetch_or(CLOSED, Ordering::SeqCst);
+    }
+
+    /// Refuses new leases until [`Self::resume`], if no request is under way and the door is open.
+    /// Returns whether that was so; otherwise nothing has changed.
+    #[must_use]
+    pub fn pause_if_idle(&self) -> bool {
+        self.word.compare_exchange(0, PAUSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Takes leases again after a pause; a closed door stays closed.
+    pub fn resume(&self) {
+        self.word.fetch_and(!PAUSED, Ordering::SeqCst);
     }
 
     /// Refuses new leases and waits until the last one has ended, at most for `limit`.
@@ -136,9 +160,8 @@ impl ReplicaLoad {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1
-            && self.0.closed.load(Ordering::SeqCst)
-        {
+        let before = self.0.word.fetch_sub(1, Ordering::SeqCst);
+        if before & COUNT == 1 && before & CLOSED != 0 {
             self.0.left.notify_waiters();
         }
     }
@@ -181,5 +204,79 @@ mod tests {
         let load = Arc::new(ReplicaLoad::default());
         let _lease = load.lease().unwrap();
         assert_eq!(load.drain(Duration::from_millis(10)).await, 1);
+    }
+
+    #[test]
+    fn a_pause_waits_for_nobody_and_ends() {
+        let load = Arc::new(ReplicaLoad::default());
+        let lease = load.lease().unwrap();
+        assert!(!load.pause_if_idle(), "a request is under way");
+        drop((lease, load.lease().unwrap()));
+        assert!(load.pause_if_idle());
+        assert!(!load.pause_if_idle(), "it rests already");
+        assert!(load.lease().is_none());
+        assert_eq!(load.in_flight(), 0);
+        load.resume();
+        assert!(load.lease().is_some());
+    }
+
+    #[test]
+    fn a_replica_on_its_way_out_is_not_opened_by_waking_it() {
+        let load = Arc::new(ReplicaLoad::default());
+        assert!(load.pause_if_idle());
+        load.close();
+        load.resume();
+        assert!(load.lease().is_none());
+        assert!(!load.pause_if_idle());
+    }
+
+    #[tokio::test]
+    async fn a_drain_of_a_resting_replica_ends_at_once() {
+        let load = Arc::new(ReplicaLoad::default());
+        assert!(load.pause_if_idle());
+        assert_eq!(load.drain(Duration::from_mins(1)).await, 0);
+    }
+
+    /// Threads take leases while another pauses as often as it can: while it holds the pause no
+    /// lease is held, which each side checks in a way the other cannot miss.
+    #[test]
+    fn no_request_is_ever_on_a_paused_replica() {
+        use std::sync::atomic::AtomicBool;
+        const PAUSES: usize = 2_000;
+        let load = Arc::new(ReplicaLoad::default());
+        let resting = Arc::new(AtomicBool::new(false));
+        let over = Arc::new(AtomicBool::new(false));
+        let served = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut served = 0;
+                        while !over.load(Ordering::SeqCst) {
+                            if let Some(_lease) = load.lease() {
+                                assert!(!resting.load(Ordering::SeqCst));
+                                served += 1;
+                            }
+                            std::thread::yield_now();
+                        }
+                        served
+                    })
+                })
+                .collect();
+            let mut pauses = 0;
+            while pauses < PAUSES {
+                if load.pause_if_idle() {
+                    resting.store(true, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    resting.store(false, Ordering::SeqCst);
+                    load.resume();
+                    pauses += 1;
+                }
+                std::thread::yield_now();
+            }
+            over.store(true, Ordering::SeqCst);
+            callers.into_iter().map(|caller| caller.join().unwrap()).sum::<usize>()
+        });
+        assert!(served > 0);
+        assert_eq!(load.in_flight(), 0);
     }
 }

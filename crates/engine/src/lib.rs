@@ -29,13 +29,17 @@ pub use status::{
     Version,
 };
 
-/// What to do with the number of replicas when a spec is applied.
+/// What to do with the replicas when a spec is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
-    /// Keep what is desired now (a sleeping function stays asleep); a new function starts with
-    /// its minimum. This is what an OpenFaaS client expects of an update.
+    /// What an OpenFaaS client expects of an update. The number that is desired now stays (a
+    /// sleeping function stays asleep) unless it is below the minimum; a new function starts with
+    /// its minimum. Replicas are replaced even when the spec is the one that runs: this is how
+    /// people make a function start afresh.
     Keep,
-    /// Run at least the minimum, so that [`Engine::wait_ready`] proves that the new spec works.
+    /// What a release is applied with. At least the minimum runs, so that
+    /// [`Engine::wait_ready`] proves that the spec works; the spec that is there already is no
+    /// change, so that whoever deploys it can be interrupted and begin again.
     AtLeastMinimum,
 }
 
@@ -158,8 +162,8 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// One function, or nothing when there is none of that name.
     async fn get(&self, id: &FunctionId) -> Result<Option<FunctionStatus>, EngineError>;
 
-    /// Sets the desired number of replicas, 0 included. A [`Self::get`] after it shows the new
-    /// number at once; replicas follow.
+    /// Sets the desired number of replicas, 0 included, and thaws what is frozen, also when the
+    /// number stays. A [`Self::get`] after it shows the new number at once; replicas follow.
     ///
     /// # Errors
     /// [`EngineError::UnknownFunction`].
@@ -192,7 +196,8 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
         Ok(false)
     }
 
-    /// What a function's replicas use now; nothing when the engine cannot tell.
+    /// What a function's replicas use now, those that start or go included; nothing when the
+    /// engine cannot tell.
     ///
     /// # Errors
     /// [`EngineError::UnknownFunction`].

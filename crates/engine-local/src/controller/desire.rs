@@ -21,7 +21,7 @@ pub(crate) struct Wish {
 
 /// Applies a wish. `serves` tells whether the serving revision answers or did so once.
 ///
-/// The same wish again is no new revision. A new one becomes a candidate beside the serving
+/// A release that is there already is no new revision; an update always is one. It becomes a candidate beside the serving
 /// revision, unless there is nothing that serves: then it takes its place at once.
 pub(super) fn applied(
     before: Option<&FunctionRecord>,
@@ -42,7 +42,7 @@ pub(super) fn applied(
     }
     desired.given_up = None;
     let newest = record(Revision(desired.newest.0 + 1));
-    if is_same(desired.shown(), &newest) {
+    if wake == Wake::AtLeastMinimum && is_same(desired.shown(), &newest) {
         return desired;
     }
     desired.newest = newest.revision;
@@ -89,16 +89,6 @@ mod tests {
     }
 
     #[test]
-    fn an_update_keeps_the_count_above_the_minimum_and_never_wakes_by_itself() {
-        assert_eq!(replicas(None, None), 1);
-        assert_eq!(replicas(None, Some(2)), 2);
-        assert_eq!(replicas(Some(1), Some(2)), 2);
-        assert_eq!(replicas(Some(3), Some(2)), 3);
-        assert_eq!(replicas(Some(3), None), 3);
-        assert_eq!(replicas(Some(0), Some(2)), 0);
-    }
-
-    #[test]
     fn a_change_is_a_candidate_only_beside_something_that_serves() {
         let now = Timestamp::UNIX_EPOCH;
         let beside = applied(Some(&record(1)), wish(None, "new"), true, now);
@@ -115,20 +105,48 @@ mod tests {
         assert_eq!(woken.replicas, 1);
     }
 
+    fn release(answer: &str) -> Wish {
+        Wish { wake: Wake::AtLeastMinimum, ..wish(None, answer) }
+    }
+
     #[test]
-    fn the_same_wish_again_is_no_change_unless_image_or_secrets_changed() {
+    fn the_same_release_again_is_no_change_unless_image_or_secrets_changed() {
         let now = Timestamp::UNIX_EPOCH;
         let before = record(1);
-        assert_eq!(applied(Some(&before), wish(None, "old"), true, now), before);
+        assert_eq!(applied(Some(&before), release("old"), true, now), before);
         let digest = |byte| Digest::from_bytes([byte; 32]);
         let mut known = before.clone();
         known.serving.image = Some(digest(1));
-        let same = Wish { image: Some(digest(1)), ..wish(None, "old") };
+        let same = Wish { image: Some(digest(1)), ..release("old") };
         assert_eq!(applied(Some(&known), same, true, now), known);
-        let moved = Wish { image: Some(digest(2)), ..wish(None, "old") };
+        let moved = Wish { image: Some(digest(2)), ..release("old") };
         assert_eq!(applied(Some(&known), moved, true, now).newest, Revision(2));
         let secrets = BTreeMap::from([("s".parse().unwrap(), digest(3))]);
-        let renewed = Wish { secrets, ..wish(None, "old") };
+        let renewed = Wish { secrets, ..release("old") };
         assert_eq!(applied(Some(&before), renewed, true, now).newest, Revision(2));
+    }
+
+    #[test]
+    fn an_update_is_a_new_revision_even_when_it_is_the_same() {
+        let now = Timestamp::UNIX_EPOCH;
+        let rolled = applied(Some(&record(1)), wish(None, "old"), true, now);
+        assert_eq!(rolled.candidate.map(|candidate| candidate.revision), Some(Revision(2)));
+        let asleep = applied(Some(&record(0)), wish(None, "old"), true, now);
+        assert_eq!((asleep.serving.revision, asleep.replicas), (Revision(2), 0));
+    }
+
+    /// The table that OpenFaaS's provider is held to: label, replicas before, replicas after.
+    #[test]
+    fn the_number_of_replicas_is_decided_as_openfaas_decides_it() {
+        for (label, before, after) in [
+            (None, None, 1),
+            (Some(2), None, 2),
+            (Some(2), Some(1), 2),
+            (Some(2), Some(3), 3),
+            (None, Some(3), 3),
+            (Some(2), Some(0), 0),
+        ] {
+            assert_eq!(replicas(before, label), after, "label {label:?}, before {before:?}");
+        }
     }
 }

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use updraft_engine::{Availability, FunctionEndpoints, FunctionStatus, Revision};
-use updraft_model::{FunctionSpec, labels};
+use updraft_engine::{Availability, EngineError, FunctionEndpoints, FunctionStatus, Revision};
+use updraft_model::{FunctionId, FunctionSpec, labels};
 
-use super::Controller;
+use super::{Controller, Rest};
 use crate::record::{FunctionRecord, GivenUp};
 use crate::replica::Failure;
+
+/// A first deployment that failed so often in a row is told to be not ready without waiting for
+/// the limit. The engine goes on trying.
+const TELLING_FAILURES: u32 = 3;
 
 /// What everybody may know of a function.
 #[derive(Debug, Clone)]
@@ -34,7 +38,12 @@ impl Controller {
         let ready: Vec<_> = self.ready(serving).cloned().collect();
         let ready_count = ready.len();
         let message = self.message(&desired);
-        let availability = if !ready.is_empty() {
+        let frozen = self.rest == Rest::Frozen;
+        // The data plane knows nothing of replicas that it must not use.
+        let ready = if frozen { Vec::new() } else { ready };
+        let availability = if frozen {
+            Availability::Frozen
+        } else if !ready.is_empty() {
             Availability::Ready
         } else if desired.replicas == 0 {
             Availability::Asleep
@@ -91,6 +100,37 @@ impl Controller {
             given_up.revision.0, desired.serving.revision.0, given_up.reason
         ))
     }
+}
+
+/// Whether `revision` serves, or why it does not and will not; nothing while it may yet.
+pub(crate) fn verdict(
+    id: &FunctionId,
+    state: Option<&FunctionState>,
+    revision: Revision,
+) -> Option<Result<(), EngineError>> {
+    let Some(state) = state else {
+        return Some(Err(EngineError::UnknownFunction(id.clone())));
+    };
+    let not_ready = |reason: &str, log_tail: &[String]| EngineError::NotReady {
+        id: id.clone(),
+        reason: reason.to_owned(),
+        log_tail: log_tail.to_vec(),
+    };
+    if let Some(given_up) = state.given_up.as_ref().filter(|given| given.revision == revision) {
+        return Some(Err(not_ready(&given_up.reason, &given_up.log_tail)));
+    }
+    if state.newest != revision && state.serving != revision {
+        return Some(Err(EngineError::Superseded(id.clone())));
+    }
+    if state.serving != revision {
+        return None;
+    }
+    if state.ready > 0 || state.status.replicas == 0 {
+        return Some(Ok(()));
+    }
+    let failure = state.last_failure.as_ref()?;
+    (state.unproven && state.failures >= TELLING_FAILURES)
+        .then(|| Err(not_ready(&failure.reason, &failure.log_tail)))
 }
 
 /// Whether two entries of the table say the same.

@@ -10,8 +10,9 @@
 //! | stopping  | grace is over | stopping  | kill                  |
 //! | any other | exited        | ended     | clean up              |
 //!
-//! Whatever is not in the table changes nothing. Freezing and thawing will be two states more
-//! beside `ready`.
+//! Whatever is not in the table changes nothing. A frozen replica is a ready one whose door is
+//! shut: its function freezes and thaws all of its replicas together (`controller::rest`), and
+//! here only the way out knows of it.
 
 /// Where a replica is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -33,7 +33,7 @@ async fn an_image_of_the_store_runs_and_its_revision_keeps_its_content() {
     LocalEngine::destroy(&instance.options).await.unwrap();
     let engine = open().await.unwrap();
     engine.wait_ready(&id, revision, Duration::from_secs(30)).await.unwrap();
-    assert_eq!(engine.apply(spec, Wake::Keep).await.unwrap(), revision);
+    assert_eq!(engine.apply(spec, Wake::AtLeastMinimum).await.unwrap(), revision);
     engine.shutdown().await;
     drop(engine);
     instance.destroy().await;

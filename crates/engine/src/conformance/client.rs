@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use updraft_model::FunctionId;
 
 use super::{Harness, Judge, LOOK, PATIENCE};
-use crate::{Endpoint, Lease};
+use crate::{Availability, Endpoint, Lease};
 
 /// What a function answered.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,10 +25,9 @@ impl<H: Harness> Judge<H> {
         let mut table = self.engine().endpoints();
         let begin = Instant::now();
         loop {
-            let ready: Vec<_> = {
-                let table = table.borrow_and_update();
-                table.get(id).map(|entry| entry.ready.clone()).unwrap_or_default()
-            };
+            let entry = table.borrow_and_update().get(id).cloned();
+            let availability = entry.as_ref().map(|entry| entry.availability.clone());
+            let ready = entry.map(|entry| entry.ready.clone()).unwrap_or_default();
             let leased = |endpoint: &std::sync::Arc<Endpoint>| {
                 Some((endpoint.address, endpoint.load.lease()?))
             };
@@ -36,6 +35,9 @@ impl<H: Harness> Judge<H> {
                 return leased;
             }
             assert!(begin.elapsed() < PATIENCE, "no replica of {id} became ready");
+            if matches!(availability, Some(Availability::Asleep | Availability::Frozen)) {
+                self.engine().wake(id).await.expect("it can be woken");
+            }
             // A change of the table wakes at once; the pause only bounds the wait.
             drop(tokio::time::timeout(LOOK, table.changed()).await);
         }
@@ -44,6 +46,16 @@ impl<H: Harness> Judge<H> {
     /// Calls the function; an error only when its replica broke the connection.
     pub(super) async fn try_call(&self, id: &FunctionId, path: &str) -> Result<Answer, String> {
         let (address, lease) = self.lease(id).await;
+        let answer = Self::request(address, path).await;
+        drop(lease);
+        answer
+    }
+
+    /// One request to a replica, lease or not.
+    pub(super) async fn request(
+        address: std::net::SocketAddr,
+        path: &str,
+    ) -> Result<Answer, String> {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
@@ -55,7 +67,6 @@ impl<H: Harness> Judge<H> {
         let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
         drop(sender);
         connection.abort();
-        drop(lease);
         let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
         Ok(Answer { status, body })
     }

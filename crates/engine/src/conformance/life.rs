@@ -103,14 +103,32 @@ pub async fn a_spec_that_cannot_run_is_refused<H: Harness>(judge: Arc<Judge<H>>)
     }
 }
 
-/// Applying what is there already is no new revision and starts nothing.
-pub async fn the_same_spec_again_changes_nothing<H: Harness>(judge: Arc<Judge<H>>) {
+/// A release that is applied once more is no new revision and starts nothing: whoever deploys may
+/// be interrupted and begin again.
+pub async fn a_release_applied_again_changes_nothing<H: Harness>(judge: Arc<Judge<H>>) {
+    let engine = judge.engine();
     let spec = judge.spec("same");
     let revision = judge.deploy(&spec).await;
-    let before = judge.engine().endpoints().borrow()[&spec.id].ready[0].replica.clone();
-    assert_eq!(judge.deploy(&spec).await, revision);
-    let after = judge.engine().endpoints().borrow()[&spec.id].ready[0].replica.clone();
+    let before = engine.endpoints().borrow()[&spec.id].ready[0].replica.clone();
+    assert_eq!(engine.apply(spec.clone(), Wake::AtLeastMinimum).await.unwrap(), revision);
+    engine.wait_ready(&spec.id, revision, PATIENCE).await.unwrap();
+    let after = engine.endpoints().borrow()[&spec.id].ready[0].replica.clone();
     assert_eq!(before, after);
+}
+
+/// An update by hand replaces the replicas, also by the same.
+pub async fn an_update_rolls_even_when_nothing_has_changed<H: Harness>(judge: Arc<Judge<H>>) {
+    let spec = judge.spec("rolled");
+    let first = judge.deploy(&spec).await;
+    let before = judge.engine().endpoints().borrow()[&spec.id].ready[0].replica.clone();
+    let second = judge.deploy(&spec).await;
+    assert!(second > first);
+    let after = judge.engine().endpoints().borrow()[&spec.id].ready[0].replica.clone();
+    assert_ne!(before, after);
+    judge.engine().scale(&spec.id, 0).await.unwrap();
+    judge.until_ready(&spec.id, 0).await;
+    judge.deploy(&spec).await;
+    assert_eq!(judge.status(&spec.id).await.replicas, 0);
 }
 
 /// From the moment an update is ready no request gets an old answer.
