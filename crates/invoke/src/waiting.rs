@@ -149,9 +149,11 @@ async fn run_wake(
     }
     let shown = async {
         loop {
-            let now = shared.table.load().by_name(&function.state.qualified).map(Arc::clone);
-            let rests = now.is_some_and(|now| now.rests());
-            if !rests || changes.changed().await.is_err() {
+            // Not by what it says: a function may rest again before anybody has looked.
+            let shown = shared.table.load().by_name(&function.state.qualified).is_none_or(|now| {
+                !Arc::ptr_eq(&now.endpoints, &function.endpoints)
+            });
+            if shown || changes.changed().await.is_err() {
                 return;
             }
         }
