@@ -30,6 +30,8 @@ enum Measurement {
     Push,
     /// From nothing running to the first byte.
     Cold,
+    /// From a frozen replica to the first byte.
+    Thaw,
     /// What edge and invoke add to a warm call.
     Overhead,
     /// Requests per second beside nginx in front of the same replica.
@@ -54,6 +56,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Measurement::Cold) {
         measure::cold_start(&mut report, 100 / scale).await?;
+    }
+    if wanted(Measurement::Thaw) {
+        measure::thaw(&mut report, 400 / scale).await?;
     }
     if wanted(Measurement::Overhead) {
         measure::overhead(&mut report, scale).await?;

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use updraft_tests::{Cloud, Repository, eventually, fixture};
+use updraft_engine::Engine;
+use updraft_tests::{Cloud, DataPlane, Repository, eventually, fixture};
 
 use crate::load::{Client, Target, paced, requests_per_second};
 use crate::nginx::Nginx;
@@ -75,6 +76,32 @@ pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()>
         format!("p50 {}, p99 {}", millis(p50), millis(p99)),
         "p50 ≤ 60 ms, aim 12 ms",
         Some(p50 <= 60 * MILLISECOND),
+    );
+    Ok(())
+}
+
+/// From a frozen replica to the whole first answer, through the data plane.
+pub(crate) async fn thaw(report: &mut Report, trials: usize) -> Result<()> {
+    let plane = DataPlane::start().await;
+    let id = plane.deploy("bench-thaw", 1).await;
+    let mut samples = Vec::new();
+    for _ in 0..trials {
+        eventually("the function is frozen", Duration::from_secs(10), async || {
+            plane.engine.freeze(&id).await.ok()?.then_some(())
+        })
+        .await;
+        let start = Instant::now();
+        let answer = plane.call(&id).await;
+        anyhow::ensure!(answer.status == 200, "thaw: {} {}", answer.status, answer.body);
+        samples.push(start.elapsed());
+    }
+    plane.stop().await;
+    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
+    report.row(
+        &format!("thaw to the first answer, {trials} trials"),
+        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
+        "p50 ≤ 0.5 ms, p99 ≤ 3 ms",
+        Some(p50 <= MILLISECOND / 2 && p99 <= 3 * MILLISECOND),
     );
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod base_images;
 mod cloud;
+mod data_plane;
 pub mod fixture;
 mod git;
 mod http;
@@ -16,6 +17,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use cloud::{Cloud, CommandOutput, binary};
+pub use data_plane::DataPlane;
 pub use git::{PushOutcome, Repository};
 pub use http::{Answer, Connection};
 pub use traces::Traces;
