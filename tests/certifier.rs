@@ -374,6 +374,46 @@ async fn scale_from_zero_during_invoke() {
     }
 }
 
+/// The suite runs with `-enableAuth` and without: all that differs is what the API is asked with.
+#[tokio::test]
+async fn the_suite_without_authentication() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let config = folder.path().join("updraft.toml");
+    std::fs::write(&config, "[gateway]\nauthentication = false\n").expect("a file can be written");
+    let flags = ["--config", config.to_str().expect("the path is text")];
+    let certified = Certified::with_flags(&flags, false).await;
+    assert_eq!(certified.read("/system/namespaces").await, json!(NAMESPACES));
+    assert_ne!(certified.read("/system/info").await["provider"]["provider"], "");
+    verbs(&certified).await;
+    let secret = json!({"name": "secret-string", "value": "x"});
+    assert_eq!(certified.api("POST", "/system/secrets", &secret).await.status, 202);
+    let path = "/system/scale-function/env-test-verbs";
+    assert_eq!(certified.api("POST", path, &json!({"replicas": 2})).await.status, 202);
+    let logs = certified.api("GET", "/system/logs?name=env-test-verbs", &Value::Null).await;
+    assert_eq!(logs.status, 200);
+    let remove = json!({"functionName": "env-test-verbs"});
+    assert_eq!(certified.api("DELETE", "/system/functions", &remove).await.status, 202);
+}
+
+/// And with it, nothing of the API is there for who does not know the password.
+#[tokio::test]
+async fn the_suite_without_a_password_where_one_is_asked() {
+    let certified = Certified { cloud: Cloud::start(), password: false };
+    let deployment = deployment("stronghash", NAMESPACES[0], SHORT, "sha512sum");
+    for (method, path, body) in [
+        ("GET", "/system/functions", &Value::Null),
+        ("GET", "/system/info", &Value::Null),
+        ("GET", "/system/namespaces", &Value::Null),
+        ("POST", "/system/functions", &deployment),
+        ("POST", "/system/secrets", &json!({"name": "secret-string", "value": "x"})),
+    ] {
+        let answer = certified.api(method, path, body).await;
+        assert_eq!(answer.status, 401, "{method} {path}");
+        assert_eq!(answer.header("www-authenticate"), "Basic realm=\"Restricted\"");
+    }
+    certified.invoke("POST", "/function/.openfaas-fn", "", 404).await;
+}
+
 #[derive(Clone, Copy)]
 enum SecretForm {
     Text,

@@ -25,3 +25,12 @@ const DESCRIPTION_LIMIT: usize = 4 << 20;
 fn namespace_of(query: &QueryMap) -> Option<&str> {
     query.get("namespace").map(String::as_str)
 }
+
+/// The spellings that Go accepts.
+fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}

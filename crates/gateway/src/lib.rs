@@ -11,6 +11,7 @@ mod access;
 mod answer;
 mod handlers;
 mod place;
+mod requests;
 mod route;
 pub mod wire;
 
@@ -21,12 +22,22 @@ use axum::Router;
 use updraft_engine::{Engine, Version};
 use updraft_model::FunctionId;
 
+pub use requests::RequestMetrics;
 pub use route::{Access, Route, routes};
 
 /// How often each function was called, as the data plane counted it.
 pub trait InvocationCounts: Send + Sync + fmt::Debug + 'static {
     /// Invocations of the function since counting began; 0 for one that was never called.
     fn count(&self, id: &FunctionId) -> u64;
+}
+
+/// What the routes of the administrator ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authentication {
+    /// The administrator's password.
+    Password,
+    /// Nothing: whoever reaches the listener is the administrator.
+    Off,
 }
 
 /// What the gateway is made of.
@@ -38,6 +49,10 @@ pub struct GatewayParts {
     pub invocations: Arc<dyn InvocationCounts>,
     /// Tells who is calling.
     pub access: updraft_store::access::Access,
+    /// Whether that is asked.
+    pub authentication: Authentication,
+    /// Where requests are counted.
+    pub requests: RequestMetrics,
     /// Updraft's own version, for `/system/info`.
     pub version: Version,
     /// Address of the system host, such as `http://system.localhost:8080`, without a slash at the

@@ -16,6 +16,7 @@ use crate::GatewayParts;
 use crate::access::require_admin;
 use crate::answer;
 use crate::handlers::{functions, info, logs, namespaces, secrets};
+use crate::requests::count;
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,12 +126,15 @@ fn table() -> Vec<Entry> {
 pub(crate) fn assemble(parts: Arc<GatewayParts>) -> Router {
     let mut router = Router::new();
     for (route, handler) in table() {
+        let counted = (parts.requests.clone(), route.path);
         let guarded = match route.access {
             Access::Anyone => handler,
             Access::Admin => handler
                 .route_layer(middleware::from_fn_with_state(Arc::clone(&parts), require_admin)),
         };
-        router = router.route(route.path, guarded);
+        // Refused requests count too.
+        let counted = guarded.route_layer(middleware::from_fn_with_state(counted, count));
+        router = router.route(route.path, counted);
     }
     router.fallback(|uri: Uri| async move { answer::not_served(&uri) }).with_state(parts)
 }

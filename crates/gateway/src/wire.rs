@@ -14,5 +14,5 @@ pub use request::{
     Secret,
 };
 pub use response::{
-    FunctionStatus, Info, LogMessage, NamespaceStatus, Provider, SecretEntry, VersionInfo,
+    FunctionStatus, Info, LogMessage, NamespaceStatus, Provider, SecretEntry, Usage, VersionInfo,
 };

@@ -16,5 +16,7 @@ mod info;
 mod logs;
 #[path = "gateway/namespaces.rs"]
 mod namespaces;
+#[path = "gateway/requests.rs"]
+mod requests;
 #[path = "gateway/secrets.rs"]
 mod secrets;

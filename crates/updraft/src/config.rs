@@ -23,6 +23,7 @@ pub(crate) struct Config {
     pub(crate) build: BuildConfig,
     pub(crate) push: PushConfig,
     pub(crate) function: FunctionConfig,
+    pub(crate) gateway: GatewayConfig,
 }
 
 /// `[build]`: what one build may use.
@@ -122,6 +123,20 @@ impl Default for FunctionConfig {
     }
 }
 
+/// `[gateway]`: the OpenFaaS API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct GatewayConfig {
+    /// Whether the administrator's routes ask for the password.
+    pub(crate) authentication: bool,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self { authentication: true }
+    }
+}
+
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -131,6 +146,7 @@ struct ConfigFile {
     build: BuildConfig,
     push: PushConfig,
     function: FunctionConfig,
+    gateway: GatewayConfig,
 }
 
 impl Config {
@@ -147,6 +163,7 @@ impl Config {
             build: file.build,
             push: file.push,
             function: file.function,
+            gateway: file.gateway,
         };
         config.check()?;
         Ok(config)
@@ -158,6 +175,13 @@ impl Config {
         }
         if self.push.live_branches.is_empty() {
             bail!("push.live_branches is empty; name at least one branch, for instance `main`");
+        }
+        if !self.gateway.authentication && !self.listen.ip().is_loopback() {
+            bail!(
+                "gateway.authentication is off and {} can be reached from other machines, whose \
+                 users could deploy anything; listen on 127.0.0.1 or switch it on",
+                self.listen
+            );
         }
         Ok(())
     }
@@ -222,6 +246,27 @@ mod tests {
         assert_eq!(file.build.time, Duration::from_mins(5));
         assert_eq!(file.function.ready, Duration::from_secs(10));
         assert_eq!(file.function.processes, 256);
+    }
+
+    #[test]
+    fn the_gateway_is_open_only_to_this_machine() {
+        let check = |listen: &str, authentication: bool| {
+            let file = ConfigFile::default();
+            let config = Config {
+                listen: listen.parse().unwrap(),
+                root: Root::new("localhost").unwrap(),
+                build: file.build,
+                push: file.push,
+                function: file.function,
+                gateway: GatewayConfig { authentication },
+            };
+            config.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check("127.0.0.1:8080", false), Ok(()));
+        assert_eq!(check("[::1]:8080", false), Ok(()));
+        assert_eq!(check("0.0.0.0:8080", true), Ok(()));
+        let refusal = check("0.0.0.0:8080", false).unwrap_err();
+        assert!(refusal.contains("gateway.authentication"), "{refusal}");
     }
 
     #[test]

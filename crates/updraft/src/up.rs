@@ -18,7 +18,7 @@ use updraft_builder::{BuildLimits, BuildahBuilder, Builder};
 use updraft_edge::{Edge, EdgeLimits, EdgeParts};
 use updraft_engine::{Engine, Version};
 use updraft_engine_local::{LocalEngine, LocalEngineOptions};
-use updraft_gateway::{GatewayParts, InvocationCounts};
+use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMetrics};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, OwnerName, ResourceSet};
 use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
@@ -170,6 +170,12 @@ impl Cloud {
             engine: Arc::clone(&shared_engine),
             invocations: Arc::new(Counted(Arc::clone(&invoker))),
             access: access.clone(),
+            authentication: if config.gateway.authentication {
+                Authentication::Password
+            } else {
+                Authentication::Off
+            },
+            requests: RequestMetrics::default(),
             version: version.clone(),
             system_url: format!("http://system.{}:{}", config.root.as_str(), address.port()),
         });

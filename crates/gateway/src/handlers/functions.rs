@@ -1,17 +1,22 @@
 //! Functions: list, describe, deploy, remove, scale.
 
+use std::time::{Duration, Instant};
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use http::StatusCode;
-use updraft_engine::{EngineError, Expect, FunctionStatus, Wake};
-use updraft_model::{FunctionSpec, labels};
+use updraft_engine::{Engine, EngineError, Expect, FunctionStatus, Wake};
+use updraft_model::{FunctionId, FunctionSpec, labels};
 
-use super::{DESCRIPTION_LIMIT, Parts, QueryMap, namespace_of};
+use super::{DESCRIPTION_LIMIT, Parts, QueryMap, namespace_of, parse_bool};
 use crate::GatewayParts;
 use crate::answer::{Failure, engine_failure, place_failure, read_body};
 use crate::place;
 use crate::wire::{self, DeleteFunctionRequest, FunctionDeployment, ScaleServiceRequest};
+
+/// Between two readings of what a function uses.
+const READING: Duration = Duration::from_millis(100);
 
 /// How often a function may change between a look at it and its change.
 const LOOKS: usize = 8;
@@ -48,11 +53,34 @@ pub(crate) async fn describe(
         Ok(id) => id,
         Err(error) => return Err(place_failure(engine, error).await),
     };
-    match engine.get(&id).await {
-        Ok(Some(status)) => Ok(Json(show(&parts, status))),
-        Ok(None) => Err(Failure::absent()),
+    let asks_for_usage = query.get("usage").and_then(|text| parse_bool(text)).unwrap_or(false);
+    let shown = match engine.get(&id).await {
+        Ok(Some(status)) => show(&parts, status),
+        Ok(None) => return Err(Failure::absent()),
+        Err(error) => return Err(engine_failure(engine, error).await),
+    };
+    if !asks_for_usage {
+        return Ok(Json(shown));
+    }
+    match usage(engine, &id).await {
+        Ok(usage) => Ok(Json(shown.with_usage(usage))),
+        Err(EngineError::UnknownFunction(_)) => Err(Failure::absent()),
         Err(error) => Err(engine_failure(engine, error).await),
     }
+}
+
+/// What the function's replicas use: memory now, and the processor between two readings.
+async fn usage(engine: &dyn Engine, id: &FunctionId) -> Result<Option<wire::Usage>, EngineError> {
+    let Some(first) = engine.usage(id).await? else { return Ok(None) };
+    let begun = Instant::now();
+    tokio::time::sleep(READING).await;
+    let Some(second) = engine.usage(id).await? else { return Ok(None) };
+    // Less than before means that a replica went in between.
+    let used = (second.cpu_seconds - first.cpu_seconds).max(0.0);
+    Ok(Some(wire::Usage {
+        cpu: used / begun.elapsed().as_secs_f64() * 1000.0,
+        total_memory_bytes: second.memory_bytes as f64,
+    }))
 }
 
 /// `POST`: the function is as the body says afterwards, whether it was there or not.

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use updraft_engine::{LogQuery, ReplicaId};
 use updraft_model::FunctionId;
 
-use super::{Parts, QueryMap, namespace_of};
+use super::{Parts, QueryMap, namespace_of, parse_bool};
 use crate::answer::{Failure, engine_failure, place_failure};
 use crate::place;
 use crate::wire::LogMessage;
@@ -83,15 +83,6 @@ fn log_query(id: FunctionId, query: &HashMap<String, String>) -> Result<LogQuery
             .and_then(|tail| usize::try_from(tail).ok()),
         follow: follow.transpose()?.unwrap_or(false),
     })
-}
-
-/// The spellings that Go accepts.
-fn parse_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

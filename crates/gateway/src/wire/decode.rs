@@ -11,7 +11,7 @@ pub enum DecodeError {
     /// Nothing was sent.
     #[error("the body is empty, expected a JSON object")]
     Empty,
-    /// It is no JSON.
+    /// It is no JSON; the text tells the member, the line and the column.
     #[error("{0}")]
     Syntax(String),
     /// A value has the wrong type.
@@ -48,10 +48,18 @@ impl Members {
         if body.iter().all(u8::is_ascii_whitespace) {
             return Err(DecodeError::Empty);
         }
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Self { path: String::new(), map }),
-            Ok(other) => Err(wrong_type("body".to_owned(), "an object", &other)),
-            Err(error) => Err(DecodeError::Syntax(error.to_string())),
+        let mut reader = serde_json::Deserializer::from_slice(body);
+        let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            // Between two members there is none to name.
+            let path = error.path().to_string();
+            let path = path.trim_end_matches(['?', '.']);
+            let at = if path.is_empty() { "body" } else { path };
+            DecodeError::Syntax(format!("{at}: {}", error.into_inner()))
+        })?;
+        reader.end().map_err(|error| DecodeError::Syntax(format!("body: {error}")))?;
+        match value {
+            Value::Object(map) => Ok(Self { path: String::new(), map }),
+            other => Err(wrong_type("body".to_owned(), "an object", &other)),
         }
     }
 
@@ -215,7 +223,15 @@ mod tests {
         let error = Members::parse(b"[]").unwrap_err().to_string();
         assert_eq!(error, "body: expected an object, found an array");
         let error = Members::parse(b"{\"a\":\n,}").unwrap_err().to_string();
-        assert!(error.contains("line 2 column 1"), "{error}");
+        assert_eq!(error, "a: expected value at line 2 column 1");
+        let error = Members::parse(b"{\"limits\":{\"memory\":5Mi}}").unwrap_err().to_string();
+        assert!(error.starts_with("limits: ") && error.contains("line 1 column 22"), "{error}");
+        let error = Members::parse(br#"{"limits":{"memory":x}}"#).unwrap_err().to_string();
+        assert!(error.starts_with("limits.memory: ") && error.contains("column 21"), "{error}");
+        let error = Members::parse(b"{\"secrets\":[\"a\",}").unwrap_err().to_string();
+        assert!(error.starts_with("secrets[1]: ") && error.contains("line 1"), "{error}");
+        let error = Members::parse(b"{} {}").unwrap_err().to_string();
+        assert_eq!(error, "body: trailing characters at line 1 column 4");
     }
 
     proptest! {

@@ -38,6 +38,18 @@ pub struct FunctionStatus {
     #[serde(skip_serializing_if = "is_zero")]
     available_replicas: u32,
     created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+/// What a function's replicas use together.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Thousandths of one processor.
+    pub cpu: f64,
+    /// Bytes of memory.
+    pub total_memory_bytes: f64,
 }
 
 // serde hands references to these.
@@ -77,7 +89,13 @@ impl FunctionStatus {
             replicas: status.replicas,
             available_replicas: status.available_replicas,
             created_at: status.created_at,
+            usage: None,
         }
+    }
+
+    /// With what its replicas use, where the engine can tell.
+    pub fn with_usage(self, usage: Option<Usage>) -> Self {
+        Self { usage, ..self }
     }
 }
 

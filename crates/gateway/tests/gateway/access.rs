@@ -3,7 +3,7 @@
 use axum::body::Body;
 use http::{Method, Request, header};
 use tower::ServiceExt;
-use updraft_gateway::{Access, routes};
+use updraft_gateway::{Access, Authentication, routes};
 
 use crate::harness::{ADMIN, Gateway};
 
@@ -28,6 +28,18 @@ async fn every_system_route_needs_the_administrator() {
         let status = call(Some(ADMIN)).await.status;
         assert!(status != 401 && status != 403, "{} {path}: {status}", route.method);
     }
+}
+
+#[tokio::test]
+async fn without_authentication_everybody_is_the_administrator_but_no_web_page() {
+    let gateway = Gateway::with(Authentication::Off).await;
+    for credentials in [None, Some("Basic bm9ib2R5Om5vdGhpbmc="), Some(&*gateway.owner)] {
+        let answer = gateway.call_as(credentials, "GET", "/system/functions", "").await;
+        assert_eq!(answer.status, 200);
+    }
+    let request = Request::get("/system/functions").header("origin", "http://evil.example");
+    let response = gateway.router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), 403);
 }
 
 #[tokio::test]

@@ -99,6 +99,25 @@ async fn the_invocation_count_is_a_number_with_a_fraction_and_absent_at_zero() {
 }
 
 #[tokio::test]
+async fn usage_is_told_when_it_is_asked_for_and_the_engine_knows() {
+    let gateway = Gateway::new().await;
+    gateway.deploy(r#"{"service":"f","image":"i"}"#).await;
+    gateway.deploy(r#"{"service":"dark","image":"i"}"#).await;
+    for asked in ["usage=1", "usage=true", "namespace=openfaas-fn&usage=T"] {
+        let usage = &gateway.get(&format!("/system/function/f?{asked}")).await.json()["usage"];
+        assert_eq!(usage["totalMemoryBytes"].as_f64(), Some(4096.0));
+        // Half a second of processor time within at least a tenth of a second, in thousandths.
+        let cpu = usage["cpu"].as_f64().unwrap();
+        assert!(cpu > 0.0 && cpu <= 5000.0, "{cpu}");
+    }
+    for path in ["f", "f?usage=false", "f?usage=0", "f?usage=", "f?usage=maybe", "dark?usage=1"] {
+        let read = gateway.get(&format!("/system/function/{path}")).await.json();
+        assert_eq!(read.get("usage"), None, "{path}");
+    }
+    gateway.get("/system/function/gone?usage=1").await.succeeds(404);
+}
+
+#[tokio::test]
 async fn put_is_404_for_an_absent_function_and_replaces_a_present_one() {
     let gateway = Gateway::new().await;
     let first = r#"{"service":"f","image":"one","envVars":{"a":"1"},"labels":{"l":"1"}}"#;
@@ -145,7 +164,14 @@ async fn deployments_that_cannot_be_are_refused_with_the_field() {
     for method in ["POST", "PUT"] {
         for (body, text) in [
             ("", "failed to unmarshal request: the body is empty"),
-            ("{", "failed to unmarshal request: EOF"),
+            (
+                "{",
+                "failed to unmarshal request: body: EOF while parsing an object at line 1 column 1",
+            ),
+            (
+                "{\"service\":\"f\",\n\"limits\":{\"memory\":5Mi}}",
+                "failed to unmarshal request: limits: expected `,` or `}` at line 2 column 21",
+            ),
             ("[]", "failed to unmarshal request: body: expected an object"),
             (
                 r#"{"service":5}"#,

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
 use updraft_engine::Version;
-use updraft_gateway::{GatewayParts, InvocationCounts, router};
+use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMetrics, router};
 use updraft_model::FunctionId;
 use updraft_store::Store;
 use updraft_store::access::Access;
@@ -34,6 +34,7 @@ pub(crate) struct Gateway {
     // Holds the store's files for as long as the test runs.
     _folder: tempfile::TempDir,
     pub(crate) engine: Arc<MemoryEngine>,
+    pub(crate) requests: RequestMetrics,
     pub(crate) router: Router,
 }
 
@@ -68,6 +69,10 @@ impl Answer {
 
 impl Gateway {
     pub(crate) async fn new() -> Self {
+        Self::with(Authentication::Password).await
+    }
+
+    pub(crate) async fn with(authentication: Authentication) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let password = folder.path().join("basic-auth-password");
         std::fs::write(&password, "password\n").unwrap();
@@ -75,15 +80,18 @@ impl Gateway {
             Store::open(&folder.path().join("updraft.db"), &folder.path().join("blobs")).unwrap();
         let token = store.create_token(&"alice".parse().unwrap(), "test").await.unwrap();
         let engine = MemoryEngine::new();
+        let requests = RequestMetrics::default();
         let router = router(GatewayParts {
             engine: engine.clone(),
             invocations: Arc::new(Busy),
             access: Access::open(store, &password).unwrap(),
+            authentication,
+            requests: requests.clone(),
             version: Version { release: "0.1.0".to_owned(), sha: "0123abc".to_owned() },
             system_url: "http://system.localhost:8080".to_owned(),
         });
         let owner = format!("Bearer {}", token.secret.expose());
-        Self { owner, _folder: folder, engine, router }
+        Self { owner, _folder: folder, engine, requests, router }
     }
 
     /// Calls as the administrator.
