@@ -4,7 +4,7 @@
 //! never touches the process environment itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
@@ -14,6 +14,9 @@ use crate::lines::LineStyle;
 use crate::log::LogFormat;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFAULT_KEY_REFRESH: Duration = Duration::from_mins(5);
+/// Where Kubernetes says in which namespace a pod is.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 const DEFAULT_METRICS_PORT: u16 = 8081;
 /// In place of a limit where there is none.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365);
@@ -65,11 +68,14 @@ pub enum ConfigError {
     /// A metrics port that is none.
     #[error("metrics_port `{0}` is no port: give a number up to 65535, or 0 for no metrics")]
     BadMetricsPort(String),
-    /// Authentication that this version cannot do.
+    /// Authentication for a function of unknown name.
+    #[error("jwt_auth needs `{0}`: the platform sets it, as part of the function's full name")]
+    MissingIdentity(&'static str),
+    /// An issuer that cannot be asked.
     #[error(
-        "jwt_auth is set, but this watchdog cannot check tokens yet: it does not start, because running open is not what was asked for; unset `jwt_auth` and let the gateway authenticate callers"
+        "cannot use jwt_auth_authority `{0}`: it must be of the form `http://gateway.openfaas:8080`; this binary has no TLS"
     )]
-    JwtUnsupported,
+    BadAuthority(String),
 }
 
 /// The command of the function, split on single spaces.
@@ -191,10 +197,66 @@ impl Mode {
     }
 }
 
+/// Authentication of callers by tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JwtAuth {
+    /// Where the issuer is found: scheme, host and port, without a slash at the end.
+    pub(crate) authority: String,
+    /// `namespace:name`, as tokens name the function.
+    pub(crate) function: String,
+    /// Log why callers are refused.
+    pub(crate) debug: bool,
+    /// How often keys are fetched anew.
+    pub(crate) refresh: Duration,
+}
+
+impl JwtAuth {
+    fn read(
+        get: &impl Fn(&str) -> Option<String>,
+        flag: &impl Fn(&str) -> bool,
+        namespace_file: &Path,
+    ) -> Result<Option<Self>, ConfigError> {
+        // Every spelling of true, here as nowhere else: the other way to err is to run open.
+        let asked =
+            flag("jwt_auth") || get("jwt_auth").as_deref().and_then(parse_bool) == Some(true);
+        if !asked {
+            return Ok(None);
+        }
+        let name = get("OPENFAAS_NAME").ok_or(ConfigError::MissingIdentity("OPENFAAS_NAME"))?;
+        let namespace = get("OPENFAAS_NAMESPACE")
+            .or_else(|| {
+                let text = std::fs::read_to_string(namespace_file).ok()?;
+                Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+            })
+            .ok_or(ConfigError::MissingIdentity("OPENFAAS_NAMESPACE"))?;
+        let by_default = if flag("jwt_auth_local") {
+            "http://127.0.0.1:8000"
+        } else {
+            "http://gateway.openfaas:8080"
+        };
+        let authority = get("jwt_auth_authority").unwrap_or_else(|| by_default.to_owned());
+        let parsed = authority.parse::<Uri>().ok().filter(|uri| {
+            uri.scheme_str() == Some("http") && uri.host().is_some() && uri.query().is_none()
+        });
+        if parsed.is_none() {
+            return Err(ConfigError::BadAuthority(authority));
+        }
+        let refresh = parse_setting(get("updraft_jwt_refresh").as_deref(), DEFAULT_KEY_REFRESH);
+        Ok(Some(Self {
+            authority: authority.trim_end_matches('/').to_owned(),
+            function: format!("{namespace}:{name}"),
+            debug: flag("jwt_auth_debug"),
+            refresh: if refresh.is_zero() { DEFAULT_KEY_REFRESH } else { refresh },
+        }))
+    }
+}
+
 /// All settings of one watchdog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub(crate) mode: Mode,
+    /// `None` lets every caller in.
+    pub(crate) jwt_auth: Option<JwtAuth>,
     /// 0 asks the system for a free port.
     pub(crate) port: u16,
     /// Where metrics are served; `None` is nowhere.
@@ -243,9 +305,6 @@ impl Config {
         let timeout = |name: &str, default| parse_setting(get(name).as_deref(), default);
         let limit = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
 
-        if flag("jwt_auth") || get("jwt_auth").as_deref().and_then(parse_bool) == Some(true) {
-            return Err(ConfigError::JwtUnsupported);
-        }
         let write_timeout = timeout("write_timeout", DEFAULT_TIMEOUT);
         if write_timeout.is_zero() && !classic {
             return Err(ConfigError::ZeroWriteTimeout);
@@ -272,6 +331,7 @@ impl Config {
         });
         Ok(Self {
             mode: mode(&get, &flag, content_type.as_ref())?,
+            jwt_auth: JwtAuth::read(&get, &flag, Path::new(NAMESPACE_FILE))?,
             port: get("port")
                 .map_or(8080, |text| text.parse().unwrap_or(if classic { 8080 } else { 0 })),
             metrics_port: Some(metrics_port).filter(|&port| port > 0),

@@ -153,15 +153,56 @@ fn commands_are_split_on_single_spaces_without_quoting() {
     assert_eq!(command.arguments, ["-c", "'a", "", "b'"]);
 }
 
+fn jwt(variables: &[(&str, &str)]) -> JwtAuth {
+    let mut all =
+        vec![("jwt_auth", "true"), ("OPENFAAS_NAME", "env"), ("OPENFAAS_NAMESPACE", "dev")];
+    all.extend_from_slice(variables);
+    streaming(&all).jwt_auth.unwrap()
+}
+
 #[test]
-fn asking_for_token_checks_is_refused_rather_than_run_open() {
+fn jwt_auth_is_off_unless_asked_for_in_any_spelling_of_true() {
     for value in ["true", "1", "T"] {
-        assert_eq!(
-            config(&[("fprocess", "a"), ("jwt_auth", value)]),
-            Err(ConfigError::JwtUnsupported)
-        );
+        for mode in ["streaming", "classic"] {
+            let error = config(&[("fprocess", "a"), ("mode", mode), ("jwt_auth", value)]);
+            assert_eq!(error, Err(ConfigError::MissingIdentity("OPENFAAS_NAME")));
+        }
     }
-    assert!(config(&[("fprocess", "a"), ("jwt_auth", "false")]).is_ok());
+    assert_eq!(streaming(&[("jwt_auth", "false")]).jwt_auth, None);
+    assert_eq!(streaming(&[]).jwt_auth, None);
+}
+
+#[test]
+fn jwt_auth_asks_the_gateway_or_this_machine_or_who_is_named() {
+    assert_eq!(jwt(&[]).authority, "http://gateway.openfaas:8080");
+    assert_eq!(jwt(&[("jwt_auth_local", "true")]).authority, "http://127.0.0.1:8000");
+    let named = ("jwt_auth_authority", "http://10.0.0.1:8080/");
+    assert_eq!(jwt(&[("jwt_auth_local", "1"), named]).authority, "http://10.0.0.1:8080");
+    assert!(!jwt(&[]).debug && jwt(&[("jwt_auth_debug", "true")]).debug);
+    assert_eq!(jwt(&[("updraft_jwt_refresh", "10s")]).refresh, Duration::from_secs(10));
+    for authority in ["https://a", "gateway:8080", "http://", "http://a?b"] {
+        let error = config(&[
+            ("fprocess", "a"),
+            ("jwt_auth", "1"),
+            ("OPENFAAS_NAME", "env"),
+            ("OPENFAAS_NAMESPACE", "dev"),
+            ("jwt_auth_authority", authority),
+        ]);
+        assert_eq!(error, Err(ConfigError::BadAuthority(authority.to_owned())));
+    }
+}
+
+#[test]
+fn jwt_auth_knows_its_function_by_variables_or_by_the_service_account() {
+    assert_eq!(jwt(&[]).function, "dev:env");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("namespace");
+    let get = |name: &str| (name == "OPENFAAS_NAME").then(|| "env".to_owned());
+    let flag = |name: &str| name == "jwt_auth";
+    let missing = JwtAuth::read(&get, &flag, &file);
+    assert_eq!(missing, Err(ConfigError::MissingIdentity("OPENFAAS_NAMESPACE")));
+    std::fs::write(&file, "prod\n").unwrap();
+    assert_eq!(JwtAuth::read(&get, &flag, &file).unwrap().unwrap().function, "prod:env");
 }
 
 fn classic(variables: &[(&str, &str)]) -> (Config, Classic) {

@@ -6,6 +6,7 @@
 //! and ends everything. It depends on no other crate of the workspace, resolves no names and reads
 //! no user database, so that it runs alone in an empty image as PID 1.
 
+mod auth;
 mod body;
 mod call;
 mod children;
@@ -19,6 +20,7 @@ mod log;
 mod metrics;
 mod percent;
 mod proxy;
+mod resolve;
 mod run;
 mod server;
 mod upstream;

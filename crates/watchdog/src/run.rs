@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::auth::Authenticator;
 use crate::children::{Child, Children, Exit, Streams};
 use crate::config::{CommandLine, Config, Mode};
 use crate::duration::format_go;
@@ -91,6 +92,17 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
             )
         })?),
     };
+    let authenticator = match &config.jwt_auth {
+        None => None,
+        Some(settings) => {
+            let started = Authenticator::start(settings, log).await;
+            Some(started.map_err(|cause| {
+                format!(
+                    "cannot start jwt_auth: {cause}; check that the gateway runs and `jwt_auth_authority`"
+                )
+            })?)
+        }
+    };
     let mut function = None;
     let target = match &config.mode {
         Mode::Http { command, upstream } => {
@@ -114,7 +126,8 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
         tokio::spawn(metrics::serve(Arc::clone(&metrics), listener))
     });
     let (life_here, log_here) = (Arc::clone(&life), log.clone());
-    let app = App { config, log: log_here, life: life_here, children, metrics, target };
+    let app =
+        App { config, log: log_here, life: life_here, children, metrics, authenticator, target };
     let app = Arc::new(app);
     let (closing, closed) = watch::channel(false);
     let accepting = tokio::spawn(server::accept(Arc::clone(&app), listener, closed));

@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::auth::Authenticator;
 use crate::body::Body;
 use crate::call::{Call, ConnectionClock};
 use crate::children::Children;
@@ -40,6 +41,8 @@ pub(crate) const MAX_HEADERS: usize = 1024;
 const GRACE: Duration = Duration::from_secs(1);
 /// Says in which component a failure arose.
 pub(crate) const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
+/// The component that refuses calls, as the original names it.
+pub(crate) const MIDDLEWARE: HeaderValue = HeaderValue::from_static("faas-middleware");
 pub(crate) const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
 
 /// What all calls share.
@@ -49,6 +52,8 @@ pub(crate) struct App {
     pub(crate) life: Arc<Life>,
     pub(crate) children: Arc<Children>,
     pub(crate) metrics: Arc<Metrics>,
+    /// `None` lets every caller in.
+    pub(crate) authenticator: Option<Authenticator>,
     pub(crate) target: Target,
 }
 
@@ -140,23 +145,42 @@ async fn serve(app: Arc<App>, stream: TcpStream, mut closing: watch::Receiver<bo
 async fn answer(
     app: Arc<App>,
     clock: Arc<ConnectionClock>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Body> {
     match request.uri().path() {
         "/_/health" => health(&app, &request),
         "/_/ready" => ready(&app, clock, request).await,
         _ => {
+            let begun = Instant::now();
             let measured = app.metrics.begin(request.method());
-            match app.life.enter() {
+            match admit(&app, &mut request).await {
                 Ok(place) => invoke(&app, Some((place, measured)), clock, request).await,
-                Err(limit) => {
-                    let response = limit_reached(limit);
-                    measured.end(response.status(), Duration::ZERO);
-                    response
+                Err(response) => {
+                    measured.end(response.status(), begun.elapsed());
+                    *response
                 }
             }
         }
     }
+}
+
+/// Gives the request a place among those in flight, or the answer that refuses it. The original
+/// watchdogs differ in what they look at first.
+async fn admit(
+    app: &Arc<App>,
+    request: &mut Request<Incoming>,
+) -> Result<Place, Box<Response<Body>>> {
+    let place = || app.life.enter().map_err(|limit| Box::new(limit_reached(limit)));
+    let Some(authenticator) = &app.authenticator else {
+        return place();
+    };
+    if matches!(app.target, Target::Classic(..)) {
+        authenticator.admit(request).await?;
+        return place();
+    }
+    let place = place()?;
+    authenticator.admit(request).await?;
+    Ok(place)
 }
 
 /// Has the mode answer; `counted` is `None` for a probe, which neither takes a place nor is
@@ -230,7 +254,7 @@ fn limit_reached(limit: usize) -> Response<Body> {
     let mut response = plain(StatusCode::TOO_MANY_REQUESTS, &text);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    headers.insert(INTERNAL, HeaderValue::from_static("faas-middleware"));
+    headers.insert(INTERNAL, MIDDLEWARE);
     response
 }
 

@@ -5,6 +5,7 @@
 mod classic;
 mod forking;
 mod http;
+mod jwt;
 mod life;
 mod observe;
 mod support;
