@@ -5,11 +5,13 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use crate::call::{Call, Deadline};
 use crate::upstream::Lease;
@@ -32,6 +34,8 @@ enum Content {
 struct Relay {
     incoming: Incoming,
     deadline: Deadline,
+    /// How long nothing may come, and until when that is.
+    idle: Option<(Duration, Deadline)>,
     lease: Option<Lease>,
 }
 
@@ -44,13 +48,17 @@ impl Body {
         Self::full(Bytes::new())
     }
 
-    /// Passes on what the function sends, until the deadline; the connection goes back to the pool
-    /// once the body has ended.
-    pub(crate) fn relay(incoming: Incoming, deadline: Deadline, lease: Lease) -> Self {
-        Self {
-            content: Content::Relay(Box::new(Relay { incoming, deadline, lease: Some(lease) })),
-            call: None,
-        }
+    /// Passes on what the function sends, until the deadline or until nothing has come for `idle`;
+    /// the connection goes back to the pool once the body has ended.
+    pub(crate) fn relay(
+        incoming: Incoming,
+        deadline: Deadline,
+        idle: Option<Duration>,
+        lease: Lease,
+    ) -> Self {
+        let idle = idle.map(|limit| (limit, Deadline::after(Instant::now(), Some(limit))));
+        let relay = Relay { incoming, deadline, idle, lease: Some(lease) };
+        Self { content: Content::Relay(Box::new(relay)), call: None }
     }
 
     /// Passes on a stream, of exactly `size` bytes where that is known.
@@ -69,16 +77,26 @@ impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(io::Error::other(error)))),
-            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some((limit, deadline)) = &mut self.idle {
+                    deadline.put_off(*limit);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
             Poll::Ready(None) => {
                 self.give_back();
                 Poll::Ready(None)
             }
-            Poll::Pending if self.deadline.poll_passed(cx) => {
+            Poll::Pending if self.is_over(cx) => {
                 Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
             }
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let idle = self.idle.as_mut().is_some_and(|(_, deadline)| deadline.poll_passed(cx));
+        idle || self.deadline.poll_passed(cx)
     }
 
     fn give_back(&mut self) {

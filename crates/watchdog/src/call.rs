@@ -202,6 +202,14 @@ impl Deadline {
         Self::new(limit.and_then(|limit| start.checked_add(limit)))
     }
 
+    /// Makes it so long from now.
+    pub(crate) fn put_off(&mut self, limit: Duration) {
+        self.at = Instant::now().checked_add(limit);
+        if let (Some(at), Some(sleep)) = (self.at, &mut self.sleep) {
+            sleep.as_mut().reset(at);
+        }
+    }
+
     /// Whether the moment has passed; wakes the task when it does.
     pub(crate) fn poll_passed(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(at) = self.at else { return false };

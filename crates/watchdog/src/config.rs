@@ -3,7 +3,6 @@
 //! The only place that knows variable names and defaults; it reads through a lookup function and
 //! never touches the process environment itself.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +31,9 @@ pub enum ConfigError {
     /// No process to run.
     #[error("nothing to run: set `fprocess` to the command of the function")]
     MissingProcess,
+    /// A quote that does not end.
+    #[error("cannot split fprocess `{0}`: a quote does not end")]
+    UnbalancedQuotes(String),
     /// No address to send requests to.
     #[error(
         "mode http needs `upstream_url`: set it to where the function listens, such as `http://127.0.0.1:3000`"
@@ -78,7 +80,7 @@ pub enum ConfigError {
     BadAuthority(String),
 }
 
-/// The command of the function, split on single spaces.
+/// The command of the function, split on single spaces unless quotes are to count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommandLine {
     pub(crate) text: String,
@@ -87,6 +89,18 @@ pub(crate) struct CommandLine {
 }
 
 impl CommandLine {
+    /// Splits as a shell splits words, quotes included; nothing is expanded.
+    fn parse_quoted(text: &str) -> Result<Self, ConfigError> {
+        let mut parts = shlex::split(text)
+            .ok_or_else(|| ConfigError::UnbalancedQuotes(text.to_owned()))?
+            .into_iter();
+        Ok(Self {
+            text: text.to_owned(),
+            program: parts.next().ok_or(ConfigError::MissingProcess)?,
+            arguments: parts.collect(),
+        })
+    }
+
     fn parse(text: &str) -> Self {
         let mut parts = text.split(' ').map(str::to_owned);
         Self {
@@ -100,8 +114,9 @@ impl CommandLine {
 /// Where the function of mode http listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UpstreamAddress {
-    /// Literal addresses in the order to try them; never empty.
-    pub(crate) addresses: Vec<SocketAddr>,
+    /// An address or a name.
+    pub(crate) host: String,
+    pub(crate) port: u16,
     pub(crate) authority: String,
     /// Path before each request's own; empty for most.
     pub(crate) prefix: String,
@@ -119,22 +134,9 @@ impl UpstreamAddress {
             return Err(bad("it must not have a query"));
         }
         let authority = uri.authority().ok_or_else(|| bad("it has no host"))?;
-        let port = authority.port_u16().unwrap_or(80);
-        let host = authority.host().trim_matches(['[', ']']);
-        let addresses = if host.eq_ignore_ascii_case("localhost") {
-            vec![
-                SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
-                SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port),
-            ]
-        } else {
-            // Names are not resolved: a static binary in an empty image has no resolver.
-            let address = host.parse::<IpAddr>().map_err(|_| {
-                bad("the host must be an IP address or `localhost`; write `127.0.0.1`")
-            })?;
-            vec![SocketAddr::new(address, port)]
-        };
         Ok(Self {
-            addresses,
+            host: authority.host().to_owned(),
+            port: authority.port_u16().unwrap_or(80),
             authority: authority.as_str().to_owned(),
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
@@ -282,6 +284,12 @@ pub struct Config {
     pub(crate) lock_file: Option<PathBuf>,
     /// Report health before the child accepts connections, as the original watchdog does.
     pub(crate) early_ready: bool,
+    /// Pass SIGTERM on to the function at once, as the original watchdog does.
+    pub(crate) early_sigterm: bool,
+    /// Let callers shorten `exec_timeout` by `X-Timeout`.
+    pub(crate) x_timeout: bool,
+    /// How long a stream may carry nothing; `None` is for ever.
+    pub(crate) stream_idle_timeout: Option<Duration>,
     /// End the wait after SIGTERM as soon as no calls arrive any more.
     pub(crate) quiet_drain: bool,
     /// Most bytes of one body held in memory.
@@ -357,6 +365,9 @@ impl Config {
                 .map(|path| if path.starts_with('/') { path } else { format!("/{path}") }),
             lock_file,
             early_ready: flag("updraft_early_ready"),
+            early_sigterm: flag("updraft_early_sigterm"),
+            x_timeout: get("updraft_x_timeout").is_none() || flag("updraft_x_timeout"),
+            stream_idle_timeout: limit(timeout("updraft_stream_idle_timeout", Duration::ZERO)),
             quiet_drain: get("updraft_drain").as_deref() == Some("quiet"),
             max_buffer: get("updraft_max_buffer")
                 .and_then(|text| text.parse().ok())
@@ -385,8 +396,14 @@ fn mode(
     let command = || {
         get("function_process")
             .or_else(|| get("fprocess"))
-            .map(|text| CommandLine::parse(&text))
             .ok_or(ConfigError::MissingProcess)
+            .and_then(|text| {
+                if flag("updraft_quoted_fprocess") {
+                    CommandLine::parse_quoted(&text)
+                } else {
+                    Ok(CommandLine::parse(&text))
+                }
+            })
     };
     match name.as_str() {
         "http" => {

@@ -50,20 +50,20 @@ fn http_upstream_url_wins_over_upstream_url() {
     ])
     .unwrap();
     let Mode::Http { upstream, .. } = config.mode else { panic!("not http") };
-    assert_eq!(upstream.addresses, ["127.0.0.1:2".parse().unwrap()]);
+    assert_eq!((upstream.host.as_str(), upstream.port), ("127.0.0.1", 2));
     assert_eq!(upstream.prefix, "/base");
 }
 
 #[test]
-fn localhost_is_dialled_by_literal_addresses_and_names_are_refused() {
-    let parsed = UpstreamAddress::parse("http://localhost:3000").unwrap();
-    assert_eq!(parsed.addresses[0].to_string(), "127.0.0.1:3000");
-    assert_eq!(parsed.addresses[1].to_string(), "[::1]:3000");
-    assert_eq!(
-        UpstreamAddress::parse("http://[::1]:5").unwrap().addresses,
-        ["[::1]:5".parse().unwrap()]
-    );
-    for text in ["http://function.example:3000", "https://127.0.0.1", "127.0.0.1:3000", "http://"] {
+fn an_upstream_is_an_address_or_a_name_over_http() {
+    let check = |text, host: &str, port| {
+        let parsed = UpstreamAddress::parse(text).unwrap();
+        assert_eq!((parsed.host.as_str(), parsed.port), (host, port));
+    };
+    check("http://localhost:3000", "localhost", 3000);
+    check("http://[::1]:5", "[::1]", 5);
+    check("http://function.example", "function.example", 80);
+    for text in ["https://127.0.0.1", "127.0.0.1:3000", "http://", "http://a?b"] {
         assert!(UpstreamAddress::parse(text).is_err(), "{text}");
     }
 }
@@ -151,6 +151,35 @@ fn commands_are_split_on_single_spaces_without_quoting() {
     let command = CommandLine::parse("sh -c 'a  b'");
     assert_eq!(command.program, "sh");
     assert_eq!(command.arguments, ["-c", "'a", "", "b'"]);
+}
+
+#[test]
+fn quotes_in_a_command_count_when_asked_for() {
+    let quoted = ("updraft_quoted_fprocess", "true");
+    let command = |text| {
+        let config = config(&[("fprocess", text), quoted])?;
+        Ok(config.mode.command().unwrap().clone())
+    };
+    let parsed = command("sh -c 'a  b' \"c d\"").unwrap();
+    assert_eq!(parsed.program, "sh");
+    assert_eq!(parsed.arguments, ["-c", "a  b", "c d"]);
+    assert_eq!(command("sh 'a"), Err(ConfigError::UnbalancedQuotes("sh 'a".to_owned())));
+    assert_eq!(command("   "), Err(ConfigError::MissingProcess));
+}
+
+#[test]
+fn our_own_switches_are_off() {
+    let config = streaming(&[]);
+    assert!(!config.early_ready && !config.early_sigterm && !config.quiet_drain);
+    assert_eq!((config.x_timeout, config.stream_idle_timeout), (true, None));
+    assert_eq!(config.metrics_port, Some(8081));
+    assert_eq!(streaming(&[("metrics_port", "0")]).metrics_port, None);
+    let port = super::Config::from_lookup(|name| match name {
+        "fprocess" => Some("cat".to_owned()),
+        "metrics_port" => Some("x".to_owned()),
+        _ => None,
+    });
+    assert_eq!(port, Err(ConfigError::BadMetricsPort("x".to_owned())));
 }
 
 fn jwt(variables: &[(&str, &str)]) -> JwtAuth {

@@ -68,6 +68,10 @@ impl Life {
         self.remove_lock_file();
     }
 
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
     /// Removes the lock file; also one that a killed predecessor in the same container has left.
     pub(crate) fn remove_lock_file(&self) {
         if let Some(path) = &self.lock_file {

@@ -3,6 +3,8 @@
 //! Keeps the request as it came (method, raw path and query, headers, `Host`), takes only the
 //! headers that concern one connection, and says in status and headers when the failure is ours.
 
+mod tunnel;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +13,6 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use crate::body::{Body, Upload};
 use crate::call::{Call, Deadline, StatusStyle};
@@ -21,6 +21,8 @@ use crate::server::{App, DURATION, INTERNAL, duration_header, plain};
 use crate::upstream::{SendError, Upstream};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// Programs behind CGI-like servers would take it for the outgoing proxy.
+const PROXY: HeaderName = HeaderName::from_static("proxy");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const COMPONENT: HeaderValue = HeaderValue::from_static("of-watchdog");
 
@@ -36,7 +38,11 @@ pub(crate) async fn call(
     let (mut parts, incoming) = request.into_parts();
     call.log_access(&app.log, &parts, StatusStyle::Text, app.config.log_call_id);
     let streaming = client_upgrade.is_some() || wants_events(&parts.headers);
-    let limit = if streaming { None } else { call_limit(&parts.headers, app.config.exec_timeout) };
+    let limit = match app.config.exec_timeout {
+        _ if streaming => None,
+        longest if app.config.x_timeout => call_limit(&parts.headers, longest),
+        longest => longest,
+    };
     // The head of the answer must come before the whole answer is overdue anyway.
     let answer_limit = app.config.answer_limit();
     let head_limit = limit.map_or(answer_limit, |limit| limit.min(answer_limit));
@@ -45,6 +51,7 @@ pub(crate) async fn call(
     strip_hop_by_hop(&mut parts.headers);
     // Our server has answered an expectation already.
     parts.headers.remove(header::EXPECT);
+    parts.headers.remove(PROXY);
     if let Some(websocket) = websocket {
         parts.headers.insert(header::UPGRADE, websocket);
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -104,7 +111,8 @@ pub(crate) async fn call(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         call.answered(parts.status, Some(0));
         call.tunnelled();
-        tokio::spawn(tunnel(client, function, call));
+        let idle = app.config.stream_idle_timeout;
+        tokio::spawn(tunnel::run(client, function, call, idle, app.log.clone()));
         return Response::from_parts(parts, Body::empty());
     }
 
@@ -121,7 +129,8 @@ pub(crate) async fn call(
         .unwrap_or(-1);
     call.answered(parts.status, Some(size));
     let deadline = Deadline::after(call.started, limit);
-    Response::from_parts(parts, Body::relay(incoming, deadline, lease).with(call))
+    let idle = app.config.stream_idle_timeout.filter(|_| streaming);
+    Response::from_parts(parts, Body::relay(incoming, deadline, idle, lease).with(call))
 }
 
 /// An answer of ours in place of the function's: no body, and headers that say whose it is.
@@ -145,17 +154,6 @@ fn unreadable(error: &(dyn std::error::Error + 'static)) -> StatusCode {
     } else {
         StatusCode::BAD_REQUEST
     }
-}
-
-/// Copies both ways until either side closes; the call's place is kept that long.
-async fn tunnel(client: OnUpgrade, function: OnUpgrade, call: Box<Call>) {
-    if let (Ok(client), Ok(function)) = tokio::join!(client, function) {
-        let mut client = TokioIo::new(client);
-        let mut function = TokioIo::new(function);
-        // Either side may end a tunnel at any time; there is nobody to report to.
-        let _either_end = tokio::io::copy_bidirectional(&mut client, &mut function).await;
-    }
-    drop(call);
 }
 
 /// The limit for one call: `exec_timeout`, or a shorter `X-Timeout` of the caller.

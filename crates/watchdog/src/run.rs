@@ -31,6 +31,10 @@ use crate::upstream::Upstream;
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// How long the last lines of an ended child may take to arrive.
 const LAST_LINES: Duration = Duration::from_millis(500);
+/// How long a function may take to answer at `ready_path`.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// When a start is slow enough to say so.
+const SLOW_START: Duration = Duration::from_secs(5);
 /// How often a quiet drain looks whether calls still come.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -133,11 +137,18 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
     let accepting = tokio::spawn(server::accept(Arc::clone(&app), listener, closed));
     let becoming_ready = tokio::spawn(become_ready(Arc::clone(&app), begun));
 
+    let early_sigterm = function
+        .as_ref()
+        .filter(|_| app.config.early_sigterm)
+        .map(|function| Arc::clone(&function.child_group));
     let drained = tokio::select! {
-        exit = ended(&mut function) => Err(exit),
+        exit = ended(&mut function, &app) => Err(exit),
         drained = async {
             tokio::select! {
                 _ = terminate.recv() => {
+                    if let Some(group) = &early_sigterm {
+                        group.signal(Signal::SIGTERM);
+                    }
                     leave(&app).await;
                     drain(&app, closing).await;
                 }
@@ -204,14 +215,22 @@ fn start_function(
     Ok(Function { child_group: group, exit, _stdin: stdin, copiers: (out, err) })
 }
 
-/// Waits until the function takes connections, then reports health.
+/// Waits until the function takes connections and says at `ready_path` that it is ready, then
+/// reports health.
 async fn become_ready(app: Arc<App>, begun: Instant) {
     if let Target::Http(upstream) = &app.target
         && !app.config.early_ready
     {
-        while upstream.dial().await.is_err() {
+        let mut told = false;
+        while let Err(missing) = is_ready(upstream, app.config.ready_path.as_deref()).await {
+            let waited = begun.elapsed();
+            if waited > SLOW_START && !told {
+                told = true;
+                app.log
+                    .line(format_args!("the function is not ready after {waited:.0?}: {missing}"));
+            }
             // Quick programs listen within milliseconds, and each of them is a cold start's.
-            let pause = match begun.elapsed() {
+            let pause = match waited {
                 early if early < Duration::from_millis(200) => Duration::from_millis(1),
                 early if early < Duration::from_secs(2) => Duration::from_millis(5),
                 _ => Duration::from_millis(50),
@@ -230,12 +249,32 @@ async fn become_ready(app: Arc<App>, begun: Instant) {
     }
 }
 
-/// The end of the function; never comes where there is none.
-async fn ended(function: &mut Option<Function>) -> Exit {
-    match function {
-        Some(function) => (&mut function.exit).await.unwrap_or(Exit::Code(-1)),
-        None => std::future::pending().await,
+/// Whether the function can take calls, or what it lacks.
+async fn is_ready(upstream: &Arc<Upstream>, path: Option<&str>) -> Result<(), String> {
+    let Some(path) = path else {
+        return upstream.dial().await.map(drop).map_err(|cause| {
+            format!("cannot connect to it at {}: {cause}", upstream.address.authority)
+        });
+    };
+    match tokio::time::timeout(PROBE_TIMEOUT, upstream.probe(path)).await {
+        Ok(Ok(status)) if status.is_success() || status.is_redirection() => Ok(()),
+        Ok(Ok(status)) => Err(format!("it answers {status} at {path}")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_elapsed) => Err(format!("it does not answer at {path}")),
     }
+}
+
+/// The end of the function; never comes where there is none, or where it was asked to end first.
+async fn ended(function: &mut Option<Function>, app: &App) -> Exit {
+    let Some(running) = function else { return std::future::pending().await };
+    let exit = (&mut running.exit).await.unwrap_or(Exit::Code(-1));
+    if app.config.early_sigterm && app.life.is_leaving() {
+        if let Some(ended) = function.take() {
+            last_lines(ended.copiers).await;
+        }
+        return std::future::pending().await;
+    }
+    exit
 }
 
 /// Turns health bad and goes on serving, so that whoever sends calls here can stop doing so.

@@ -4,10 +4,12 @@
 //! have seen is never repeated.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -16,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::body::Upload;
 use crate::config::UpstreamAddress;
+use crate::resolve::Resolver;
 use crate::server::{HEADER_LIMIT, MAX_HEADERS};
 
 /// How long an unused connection is kept: shorter than any server's own limit in the wild, so that
@@ -38,6 +41,9 @@ pub(crate) enum SendError {
 /// The function of mode http, seen from here.
 pub(crate) struct Upstream {
     pub(crate) address: UpstreamAddress,
+    /// Where the host is an address, which spares asking for every connection.
+    literal: Option<SocketAddr>,
+    resolver: Resolver,
     idle: Mutex<Pool>,
 }
 
@@ -76,19 +82,38 @@ impl Lease {
 
 impl Upstream {
     pub(crate) fn new(address: UpstreamAddress) -> Self {
-        Self { address, idle: Mutex::default() }
+        let host = address.host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+        let literal = host.map(|host| SocketAddr::new(host, address.port));
+        Self { address, literal, resolver: Resolver::default(), idle: Mutex::default() }
     }
 
     /// Opens a connection at the first address that takes one.
     pub(crate) async fn dial(&self) -> io::Result<TcpStream> {
+        let UpstreamAddress { host, port, .. } = &self.address;
+        if let Some(literal) = self.literal {
+            return TcpStream::connect(literal).await;
+        }
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for address in &self.address.addresses {
+        for address in self.resolver.resolve(host, *port).await? {
             match TcpStream::connect(address).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
         }
         Err(last)
+    }
+
+    /// Asks for a path of the function as a probe does: the status of its answer.
+    pub(crate) async fn probe(self: &Arc<Self>, path: &str) -> Result<StatusCode, SendError> {
+        let mut request = Request::new(Upload::Full(Bytes::new()));
+        if let Ok(uri) = path.parse() {
+            *request.uri_mut() = uri;
+        }
+        if let Ok(host) = HeaderValue::from_str(&self.address.authority) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let (response, _used_up) = self.send(request).await?;
+        Ok(response.status())
     }
 
     /// Sends a request and waits for the head of its answer.

@@ -58,6 +58,15 @@ fn the_request_is_in_the_environment_beside_the_containers_own() {
 }
 
 #[test]
+fn quotes_in_fprocess_count_when_asked_for() {
+    let process = "sh -c 'echo \"a  b\"'";
+    let watchdog = Watchdog::start(&[("fprocess", process), ("updraft_quoted_fprocess", "true")]);
+    assert_eq!(watchdog.get("/").body, "a  b\n");
+    let reply = Watchdog::start(&[("fprocess", process)]).get("/");
+    assert_eq!(reply.status, 500);
+}
+
+#[test]
 fn a_head_request_lets_the_process_end_by_itself() {
     let watchdog = Watchdog::script("echo begun; sleep 0.1; touch $TMPDIR/finished", &[]);
     let reply = watchdog.send("HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");

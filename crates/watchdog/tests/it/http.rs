@@ -87,6 +87,38 @@ fn exec_timeout_and_a_shorter_x_timeout_end_in_504() {
 }
 
 #[test]
+fn x_timeout_can_be_ignored() {
+    let (release, held) = mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let port = function(move |stream, _| {
+        held.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        answer(stream, "ok")
+    });
+    let watchdog = Watchdog::before(port, &[("updraft_x_timeout", "false")]);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| watchdog.get_with("/", "X-Timeout: 1ns\r\n"));
+        release.send(()).unwrap();
+        assert_eq!(call.join().unwrap().body, "ok");
+    });
+}
+
+#[test]
+fn a_callers_proxy_header_does_not_reach_the_function() {
+    let reply = Watchdog::before(echo_head(), &[]).get_with("/", "Proxy: http://evil.example\r\n");
+    assert!(!reply.body.to_lowercase().contains("proxy"), "{}", reply.body);
+}
+
+#[test]
+fn an_upstream_may_be_named() {
+    let port = function(|stream, _| answer(stream, "ok"));
+    let url = format!("http://localhost:{port}");
+    let watchdog =
+        Watchdog::start(&[("mode", "http"), ("fprocess", "cat"), ("upstream_url", &url)]);
+    watchdog.wait_healthy();
+    assert_eq!(watchdog.get("/").body, "ok");
+}
+
+#[test]
 fn an_answer_still_running_at_the_deadline_is_cut_so_that_the_caller_can_tell() {
     let port = function(|stream, _| {
         write(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n");
@@ -142,6 +174,37 @@ fn event_streams_outlive_exec_timeout_and_end_at_write_timeout() {
     assert!(begun.elapsed() >= Duration::from_millis(500));
     assert_eq!((reply.status, reply.body.as_str(), reply.complete), (200, "hi", false));
     assert_eq!(reply.header("x-duration-seconds"), None);
+}
+
+#[test]
+fn a_stream_that_carries_nothing_for_too_long_is_ended_but_not_one_that_carries_little() {
+    let port = function(|stream, head| {
+        let begin = if head.contains("Upgrade") {
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        } else {
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        };
+        write(stream, begin);
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(150));
+            write(stream, "2\r\nhi\r\n");
+        }
+        stream.read(&mut [0]).is_ok_and(|read| read > 0)
+    });
+    let watchdog = Watchdog::before(port, &[("updraft_stream_idle_timeout", "400ms")]);
+    let reply = watchdog.get_with("/events", "Accept: text/event-stream\r\n");
+    assert_eq!((reply.status, reply.body.as_str(), reply.complete), (200, "hihihihihi", false));
+    watchdog.wait_line("GET /events - 504 Gateway Timeout");
+    let mut stream = watchdog.connect();
+    stream
+        .write_all(
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        )
+        .unwrap();
+    let mut all = String::new();
+    stream.read_to_string(&mut all).unwrap();
+    assert_eq!(all.matches("hi\r\n").count(), 5);
+    watchdog.wait_line("a WebSocket was idle for 400ms and has been closed");
 }
 
 #[test]

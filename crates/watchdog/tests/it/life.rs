@@ -119,6 +119,57 @@ fn readiness_asks_the_function_at_ready_path_outside_the_limit() {
 }
 
 #[test]
+fn health_and_lock_file_wait_until_ready_path_says_so() {
+    let ready = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let switch = std::sync::Arc::clone(&ready);
+    let (asked, asks) = std::sync::mpsc::channel();
+    let port = function(move |stream, head| {
+        assert!(head.starts_with("GET /warm?x HTTP/1.1\r\n"), "{head}");
+        let status = if switch.load(std::sync::atomic::Ordering::SeqCst) { 204 } else { 503 };
+        asked.send(status).unwrap();
+        write(stream, &format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"))
+    });
+    let url = format!("http://127.0.0.1:{port}");
+    let variables = [
+        ("mode", "http"),
+        ("fprocess", "sleep 1000"),
+        ("upstream_url", url.as_str()),
+        ("ready_path", "warm?x"),
+    ];
+    let watchdog = Watchdog::start(&variables);
+    for _ in 0..3 {
+        assert_eq!(asks.recv_timeout(PATIENCE).unwrap(), 503);
+    }
+    assert_eq!(watchdog.get("/_/health").status, 503);
+    assert!(!watchdog.lock_file().exists());
+    ready.store(true, std::sync::atomic::Ordering::SeqCst);
+    watchdog.wait_healthy();
+    assert!(watchdog.lock_file().exists());
+}
+
+#[test]
+fn a_function_may_be_told_of_sigterm_at_once_and_its_end_is_no_failure_then() {
+    let port = function(|stream, _| answer(stream, "ok"));
+    let url = format!("http://127.0.0.1:{port}");
+    let mut watchdog = Watchdog::script(
+        "trap 'echo asked to stop; exit 3' TERM; while true; do sleep 0.01; done",
+        &[
+            ("mode", "http"),
+            ("upstream_url", &url),
+            ("healthcheck_interval", "500ms"),
+            ("updraft_early_sigterm", "true"),
+        ],
+    );
+    watchdog.wait_healthy();
+    watchdog.terminate();
+    watchdog.wait_line("stdout: asked to stop");
+    // Whoever still calls is served as before.
+    assert_eq!(watchdog.get("/").body, "ok");
+    assert_eq!(watchdog.wait_exit(), Some(0));
+    watchdog.wait_line("No new connections allowed, draining: 0 requests");
+}
+
+#[test]
 fn a_function_that_ends_ends_the_watchdog_whatever_its_code() {
     for (end, expected) in [
         ("exit 0", "Forked function has terminated: exit status 0"),
