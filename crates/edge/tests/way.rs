@@ -363,7 +363,6 @@ async fn calls_are_counted_by_function_and_status() {
         "gateway_functions_seconds_count{function_name=\"f.openfaas-fn\",code=\"200\"} 2",
         "gateway_function_invocation_started{function_name=\"f.openfaas-fn\"} 3",
         "gateway_function_invocation_inflight{function_name=\"f.openfaas-fn\"} 0",
-        "gateway_service_count{function_name=\"f.openfaas-fn\"} 1",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }

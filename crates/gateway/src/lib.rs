@@ -19,8 +19,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
+use prometheus_client::registry::Registry;
 use updraft_engine::{Engine, Version};
 use updraft_model::FunctionId;
+use updraft_scaler::Scaler;
 
 pub use requests::RequestMetrics;
 pub use route::{Access, Route, routes};
@@ -55,6 +57,10 @@ pub struct GatewayParts {
     pub requests: RequestMetrics,
     /// Updraft's own version, for `/system/info`.
     pub version: Version,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Registry>,
+    /// Heeds alerts.
+    pub scaler: Arc<Scaler>,
     /// Address of the system host, such as `http://system.localhost:8080`, without a slash at the
     /// end: where people who look for the OpenFaaS portal are sent.
     pub system_url: String,

@@ -99,6 +99,7 @@ fn table() -> Vec<Entry> {
         get("/ui", Anyone, info::portal),
         get("/ui/", Anyone, info::portal),
         get("/ui/{*page}", Anyone, info::portal),
+        get("/metrics", Admin, info::metrics),
         get("/system/info", Admin, info::info),
         get("/system/functions", Admin, functions::list),
         post("/system/functions", Admin, functions::create),

@@ -120,7 +120,7 @@ impl Function {
     }
 
     /// What it carries now.
-    pub(crate) fn load(&self) -> FunctionLoad {
+    pub fn load(&self) -> FunctionLoad {
         FunctionLoad {
             spec: Arc::clone(self.spec()),
             availability: self.availability().clone(),

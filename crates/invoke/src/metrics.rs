@@ -195,7 +195,6 @@ impl Collector for FunctionsCollector {
             }
             Ok(())
         };
-        let ready = |function: &crate::Function| function.replicas.len() as u64;
         numbers(
             "gateway_function_invocation_started",
             "Calls that have begun",
@@ -208,7 +207,6 @@ impl Collector for FunctionsCollector {
             MetricType::Gauge,
             |function| function.state.metrics.in_flight(),
         )?;
-        numbers("gateway_service_count", "Replicas that are ready", MetricType::Gauge, ready)?;
         numbers(
             "updraft_function_waiting",
             "Calls that wait for a replica to start or for others to end",

@@ -79,6 +79,9 @@ pub mod annotations {
     pub const SCHEDULE: &str = "schedule";
     /// Time zone of the schedule, such as `Europe/Berlin`; UTC when absent.
     pub const TIMEZONE: &str = "timezone";
+    /// When a function is kept warm: windows such as `0 8 * * 1-5 for 10h = 2`, separated by `;`,
+    /// in the zone of [`TIMEZONE`].
+    pub const WARM: &str = "updraft.warm";
     /// The one limit on an invocation: how long it may take to the head of the answer, and how
     /// long either body may stand still. Seconds or a Go duration.
     pub const TIMEOUT: &str = "updraft.timeout";

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use updraft_edge::Root;
 use updraft_model::{MemoryQuantity, parse_duration};
+use updraft_scaler::ScalerOptions;
 
 use crate::cli::Up;
 
@@ -24,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) push: PushConfig,
     pub(crate) function: FunctionConfig,
     pub(crate) gateway: GatewayConfig,
+    pub(crate) scaler: ScalerConfig,
+    pub(crate) metrics: MetricsConfig,
 }
 
 /// `[build]`: what one build may use.
@@ -137,6 +140,66 @@ impl Default for GatewayConfig {
     }
 }
 
+/// `[scaler]`: how replicas follow load where a function's labels say nothing.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ScalerConfig {
+    /// Whether replicas follow load.
+    pub(crate) follow_load: bool,
+    /// Time between two looks.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) tick: Duration,
+    /// Most replicas of one function.
+    pub(crate) max: u32,
+    /// Load that one replica should carry, for a function that names a type and no target.
+    pub(crate) target: f64,
+    /// Calls a second that are worth a second replica.
+    pub(crate) calls: f64,
+    /// Calls under way that one replica should carry.
+    pub(crate) in_flight: f64,
+    /// How long a lower need must last.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) down_window: Duration,
+    /// How long a number set by hand is left standing.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) manual_hold: Duration,
+    /// Time without a call until a function freezes; 0 for never.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) freeze_after: Duration,
+    /// Whether idle functions stop.
+    pub(crate) scale_to_zero: bool,
+    /// Time without a call until a function stops.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) zero_after: Duration,
+}
+
+impl Default for ScalerConfig {
+    fn default() -> Self {
+        let usual = ScalerOptions::default();
+        Self {
+            follow_load: usual.follow_load,
+            tick: usual.tick,
+            max: usual.max,
+            target: usual.target,
+            calls: usual.calls,
+            in_flight: usual.in_flight,
+            down_window: usual.down_window,
+            manual_hold: usual.manual_hold,
+            freeze_after: usual.freeze_after.unwrap_or_default(),
+            scale_to_zero: usual.scale_to_zero,
+            zero_after: usual.zero_after,
+        }
+    }
+}
+
+/// `[metrics]`: where numbers are shown besides the gateway.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MetricsConfig {
+    /// A listener of their own, without a password.
+    pub(crate) listen: Option<SocketAddr>,
+}
+
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -147,6 +210,8 @@ struct ConfigFile {
     push: PushConfig,
     function: FunctionConfig,
     gateway: GatewayConfig,
+    scaler: ScalerConfig,
+    metrics: MetricsConfig,
 }
 
 impl Config {
@@ -164,6 +229,8 @@ impl Config {
             push: file.push,
             function: file.function,
             gateway: file.gateway,
+            scaler: file.scaler,
+            metrics: file.metrics,
         };
         config.check()?;
         Ok(config)
@@ -182,6 +249,19 @@ impl Config {
                  users could deploy anything; listen on 127.0.0.1 or switch it on",
                 self.listen
             );
+        let scaler = &self.scaler;
+        if scaler.tick < Duration::from_millis(100) || scaler.tick > Duration::from_secs(10) {
+            bail!("scaler.tick is {:?}; choose from 100ms to 10s", scaler.tick);
+        }
+        if scaler.max == 0 {
+            bail!("scaler.max is 0; at least one replica must be allowed");
+        }
+        for (key, load) in
+            [("target", scaler.target), ("calls", scaler.calls), ("in_flight", scaler.in_flight)]
+        {
+            if !(load > 0.0 && load.is_finite()) {
+                bail!("scaler.{key} is {load}; choose a number above 0");
+            }
         }
         Ok(())
     }

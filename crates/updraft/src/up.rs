@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use prometheus_client::registry::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
@@ -22,6 +23,7 @@ use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMet
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, OwnerName, ResourceSet};
 use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
+use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
@@ -47,6 +49,8 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
     doctor::require(&doctor::examine(&global.data_dir))?;
     let listener = bind(config.listen)?;
     let address = listener.local_addr().context("cannot read the listener's address")?;
+    let metrics_listener = config.metrics.listen.map(bind).transpose();
+    let metrics_listener = metrics_listener.context("metrics.listen cannot be used")?;
     let data_dir = DataDir::create(&global.data_dir)?;
     let _lock = data_dir.lock()?;
     let mut signals = Signals::listen()?;
@@ -61,6 +65,10 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
         .serve(listener, closing.clone())
         .context("cannot start the threads that serve connections")?;
     let serving = tokio::spawn(serving);
+    let metrics = metrics_listener.map(|listener| {
+        let registry = Arc::clone(&cloud.metrics);
+        tokio::spawn(updraft_metrics::serve(listener, registry, closing.clone()))
+    });
     data_dir.announce(&ServerRecord {
         address,
         root: config.root.as_str().to_owned(),
@@ -80,6 +88,10 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
     };
     tracing::info!(?reason, "stopping");
     closing.cancel();
+    if let Some(metrics) = metrics {
+        // A scraper that keeps its connection does not keep the server.
+        metrics.abort();
+    }
     tokio::select! {
         stopped = cloud.stop(&data_dir, serving, reason) => stopped?,
         _ = signals.next() => bail!("stopped at once at the second signal; the next start tidies up"),
@@ -117,6 +129,8 @@ struct Cloud {
     edge: Arc<Edge>,
     engine: Arc<LocalEngine>,
     pipeline: Arc<Pipeline>,
+    scaler: Arc<Scaler>,
+    metrics: Arc<Registry>,
     git: GitServer,
     access: Access,
 }
@@ -166,8 +180,23 @@ impl Cloud {
             Arc::clone(&shared_engine),
             InvokeOptions { timeout: config.function.timeout, ..InvokeOptions::new(RELEASE) },
         );
+        let scaler = Scaler::start(ScalerParts {
+            engine: Arc::clone(&shared_engine),
+            invoker: Arc::clone(&invoker),
+            backlog: Arc::new(|_| 0),
+            options: scaler_options(config),
+        });
+        let requests = RequestMetrics::default();
+        let mut metrics = Registry::default();
+        updraft_metrics::register_process(&mut metrics);
+        invoker.register_metrics(&mut metrics);
+        scaler.register_metrics(&mut metrics);
+        requests.register(&mut metrics);
+        let metrics = Arc::new(metrics);
         let gateway = updraft_gateway::router(GatewayParts {
             engine: Arc::clone(&shared_engine),
+            metrics: Arc::clone(&metrics),
+            scaler: Arc::clone(&scaler),
             invocations: Arc::new(Counted(Arc::clone(&invoker))),
             access: access.clone(),
             authentication: if config.gateway.authentication {
@@ -175,7 +204,7 @@ impl Cloud {
             } else {
                 Authentication::Off
             },
-            requests: RequestMetrics::default(),
+            requests,
             version: version.clone(),
             system_url: format!("http://system.{}:{}", config.root.as_str(), address.port()),
         });
@@ -200,7 +229,7 @@ impl Cloud {
             root: config.root.clone(),
             limits: EdgeLimits::usual(),
         });
-        Ok(Self { edge, engine, pipeline, git, access })
+        Ok(Self { edge, engine, pipeline, scaler, metrics, git, access })
     }
 
     /// Says that every door is open; the password only when it was just made.
@@ -235,6 +264,7 @@ impl Cloud {
             tracing::warn!("pushes were still under way; the next start goes on with them");
         }
         self.pipeline.shutdown().await;
+        self.scaler.shutdown().await;
         self.engine.shutdown().await;
         if reason == Reason::Interrupt {
             drop(self);
@@ -295,6 +325,24 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
         },
         ready_limit: function.ready,
         ..usual
+    }
+}
+
+/// The scaler's options; everything in the configuration has the same name.
+fn scaler_options(config: &Config) -> ScalerOptions {
+    let scaler = &config.scaler;
+    ScalerOptions {
+        follow_load: scaler.follow_load,
+        tick: scaler.tick,
+        max: scaler.max,
+        target: scaler.target,
+        calls: scaler.calls,
+        in_flight: scaler.in_flight,
+        down_window: scaler.down_window,
+        manual_hold: scaler.manual_hold,
+        freeze_after: Some(scaler.freeze_after).filter(|after| !after.is_zero()),
+        scale_to_zero: scaler.scale_to_zero,
+        zero_after: scaler.zero_after,
     }
 }
 

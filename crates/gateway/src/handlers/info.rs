@@ -3,8 +3,10 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
+use http::{StatusCode, header};
 
 use super::Parts;
+use crate::answer::Failure;
 use crate::wire::{Info, VersionInfo};
 
 /// The architecture by the name that the function store of OpenFaaS filters by.
@@ -34,4 +36,15 @@ pub(crate) async fn info(State(parts): Parts) -> Response {
         arch: ARCHITECTURE,
     };
     Json(info).into_response()
+}
+
+pub(crate) async fn metrics(State(parts): Parts) -> Response {
+    match updraft_metrics::encode(&parts.metrics) {
+        Ok(text) => ([(header::CONTENT_TYPE, updraft_metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics could not be written");
+            Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written")
+                .into_response()
+        }
+    }
 }

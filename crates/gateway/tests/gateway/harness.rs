@@ -6,11 +6,14 @@ use axum::Router;
 use axum::body::Body;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
+use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower::ServiceExt;
 use updraft_engine::Version;
 use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMetrics, router};
+use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::FunctionId;
+use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_store::Store;
 use updraft_store::access::Access;
 
@@ -81,8 +84,19 @@ impl Gateway {
         let token = store.create_token(&"alice".parse().unwrap(), "test").await.unwrap();
         let engine = MemoryEngine::new();
         let requests = RequestMetrics::default();
+        let invoker = Invoker::new(engine.clone(), InvokeOptions::new("0.1.0"));
+        let scaler = Scaler::start(ScalerParts {
+            engine: engine.clone(),
+            invoker,
+            backlog: Arc::new(|_| 0),
+            options: ScalerOptions::default(),
+        });
+        let mut metrics = Registry::default();
+        scaler.register_metrics(&mut metrics);
         let router = router(GatewayParts {
             engine: engine.clone(),
+            metrics: Arc::new(metrics),
+            scaler,
             invocations: Arc::new(Busy),
             access: Access::open(store, &password).unwrap(),
             authentication,
