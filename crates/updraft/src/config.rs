@@ -249,6 +249,7 @@ impl Config {
                  users could deploy anything; listen on 127.0.0.1 or switch it on",
                 self.listen
             );
+        }
         let scaler = &self.scaler;
         if scaler.tick < Duration::from_millis(100) || scaler.tick > Duration::from_secs(10) {
             bail!("scaler.tick is {:?}; choose from 100ms to 10s", scaler.tick);
@@ -339,6 +340,8 @@ mod tests {
                 push: file.push,
                 function: file.function,
                 gateway: GatewayConfig { authentication },
+                scaler: ScalerConfig::default(),
+                metrics: MetricsConfig::default(),
             };
             config.check().map_err(|error| error.to_string())
         };
