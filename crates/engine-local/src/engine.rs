@@ -267,6 +267,7 @@ impl Engine for LocalEngine {
         if !missing.is_empty() {
             return Err(EngineError::MissingSecrets { namespace: id.namespace, names: missing });
         }
+        self.shared.secrets.pull_credentials(&spec)?;
         let image = self.shared.images.resolve(&spec.image).await.map_err(|reason| {
             EngineError::Image { image: spec.image.as_str().to_owned(), reason }
         })?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use updraft_images::{Image, ImageStore};
+use updraft_images::{Image, ImageStore, RegistryCredentials};
 use updraft_model::{Digest, ImageRef};
 
 /// The process that an image declares.
@@ -42,7 +42,7 @@ pub trait ImageSource: Send + Sync + std::fmt::Debug + 'static {
     async fn resolve(&self, image: &ImageRef) -> Result<Option<Digest>, String>;
 
     /// Makes the image's files available: what `pinned` names when it is still here, else what
-    /// the reference names now, pulled when it must be.
+    /// the reference names now, pulled when it must be, with these credentials if there are any.
     ///
     /// # Errors
     /// A sentence for people: what was tried, what failed, what to do.
@@ -50,6 +50,7 @@ pub trait ImageSource: Send + Sync + std::fmt::Debug + 'static {
         &self,
         image: &ImageRef,
         pinned: Option<&Digest>,
+        credentials: Option<&RegistryCredentials>,
     ) -> Result<PreparedImage, String>;
 }
 
@@ -64,6 +65,7 @@ impl ImageSource for ImageStore {
         &self,
         image: &ImageRef,
         pinned: Option<&Digest>,
+        credentials: Option<&RegistryCredentials>,
     ) -> Result<PreparedImage, String> {
         let found = match pinned {
             // The store finds an image by its id below any name.
@@ -77,7 +79,7 @@ impl ImageSource for ImageStore {
             found
         } else {
             let progress = |line: &str| tracing::info!(%image, line, "fetching an image");
-            self.ensure(image, &progress).await.map_err(|error| chain(&error))?
+            self.ensure_as(image, credentials, &progress).await.map_err(|error| chain(&error))?
         };
         let root = self.mount(&found).await.map_err(|error| chain(&error))?;
         let Image { id, config, .. } = found;

@@ -31,6 +31,7 @@ mod network;
 mod options;
 mod private_mounts;
 mod probe;
+mod pull_secret;
 mod record;
 mod replica;
 mod runtime;

@@ -146,8 +146,13 @@ impl Task {
     /// Nothing when it was retired before it ran, or when Updraft is about to stop.
     async fn launch(&self, pinned: Option<Digest>) -> Result<Option<Launched>, String> {
         let begin = Instant::now();
+        let credentials = self.shared.secrets.pull_credentials(&self.spec);
+        let credentials = credentials.map_err(|error| error.to_string())?;
+        let images = &self.shared.images;
         let image = tokio::select! {
-            image = self.shared.images.prepare(&self.spec.image, pinned.as_ref()) => image?,
+            image = images.prepare(&self.spec.image, pinned.as_ref(), credentials.as_ref()) => {
+                image?
+            }
             () = self.shared.closing.cancelled() => return Ok(None),
         };
         let prepared = begin.elapsed();

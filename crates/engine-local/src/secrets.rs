@@ -35,11 +35,7 @@ pub(crate) struct SecretStore {
 impl SecretStore {
     /// Makes the folders, and the memory file system unless it is there.
     pub(crate) fn open(options: &LocalEngineOptions) -> Result<Self, OpenError> {
-        let store = Self {
-            kept: options.state.join("secrets"),
-            mounted: options.mounted_secrets(),
-            creating: Mutex::default(),
-        };
+        let store = Self::in_folders(options);
         for folder in [&store.kept, &store.mounted] {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o700);
@@ -52,6 +48,15 @@ impl SecretStore {
                 .map_err(OpenError::file("mount memory on", &store.mounted))?;
         }
         Ok(store)
+    }
+
+    /// The store where the options say, with nothing made yet.
+    pub(crate) fn in_folders(options: &LocalEngineOptions) -> Self {
+        Self {
+            kept: options.state.join("secrets"),
+            mounted: options.mounted_secrets(),
+            creating: Mutex::default(),
+        }
     }
 
     fn folder(&self, namespace: &Namespace) -> PathBuf {

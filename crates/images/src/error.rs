@@ -27,6 +27,21 @@ pub enum ImageError {
         /// Why nobody could fetch it, starting with a separator; empty when nobody tried.
         why: String,
     },
+    /// The registry does not give the image to whoever asked. The caller's to solve.
+    #[error(
+        "the registry of image `{image}` refused it{}: {reason}",
+        if *known { " with these credentials, check them" } else {
+            ", name a secret with credentials for it in annotation `updraft.pull-secret`"
+        }
+    )]
+    Refused {
+        /// The image as the caller wrote it.
+        image: ImageRef,
+        /// Whether credentials were given for this image.
+        known: bool,
+        /// What the registry said.
+        reason: String,
+    },
     /// `buildah` or `mmdebstrap` ended with an error.
     #[error("cannot {action}: {detail}")]
     Program {

@@ -14,6 +14,7 @@
 mod archive;
 pub mod base;
 mod config;
+mod credentials;
 mod driver;
 mod error;
 mod layout;
@@ -27,6 +28,7 @@ mod store;
 pub mod testing;
 
 pub use config::ImageConfig;
+pub use credentials::{CredentialsError, RegistryCredentials};
 pub use driver::Driver;
 pub use error::ImageError;
 pub use store::{Image, ImageStore, ImageStoreOptions, Progress};

@@ -4,6 +4,8 @@
 //! `docker.io/functions/alpine:latest`. What a caller wrote is never rewritten for him; this
 //! module only says where to look.
 
+use std::net::IpAddr;
+
 use updraft_model::ImageRef;
 
 const DEFAULT_TAG: &str = "latest";
@@ -27,6 +29,16 @@ pub(crate) fn remote_candidates(image: &ImageRef) -> Vec<String> {
         .take(1)
         .map(|name| format!("{name}{end}"))
         .collect()
+}
+
+/// Whether a full name means a registry that only this machine reaches.
+pub(crate) fn is_on_loopback(name: &str) -> bool {
+    let host = name.split('/').next().unwrap_or_default();
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The full name given to an image that an archive or a build calls `image`.
@@ -93,5 +105,15 @@ mod tests {
         assert!(remote_candidates(&local).is_empty());
         let short: ImageRef = "alpine".parse().unwrap();
         assert_eq!(remote_candidates(&short), ["docker.io/library/alpine:latest"]);
+    }
+
+    #[test]
+    fn only_registries_of_this_machine_are_on_loopback() {
+        for name in ["localhost:5000/x:1", "127.0.0.1:5000/x:1", "[::1]:5000/x:1"] {
+            assert!(is_on_loopback(name), "{name}");
+        }
+        for name in ["docker.io/library/x:1", "localhost.example.com/x:1", "10.0.0.1:5000/x:1"] {
+            assert!(!is_on_loopback(name), "{name}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::process::Command;
 use updraft_model::{Digest, ImageRef};
 
+use crate::credentials::{self, RegistryCredentials};
 use crate::driver::Driver;
 use crate::layout::{Layout, Record};
 use crate::{ImageConfig, ImageError, base, mount, process};
@@ -157,6 +158,7 @@ impl ImageStore {
             fs::create_dir_all(folder).map_err(ImageError::io("create", folder))?;
         }
         clear_temporary(&temporary);
+        credentials::clear(&options.run_root);
         let cache = options.root.join("updraft-cache").into_os_string();
         let driver = Driver::choose(&options.root)?;
         let policy = own_policy(&options.root)?;
@@ -277,6 +279,18 @@ impl ImageStore {
         image: &ImageRef,
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
+        self.ensure_as(image, None, progress).await
+    }
+
+    /// As [`ensure`](Self::ensure), with credentials for the registry in place of the machine's
+    /// own. An image that is here is given to everybody: whoever may name images in a deployment
+    /// may run every image of this machine.
+    pub async fn ensure_as(
+        &self,
+        image: &ImageRef,
+        credentials: Option<&RegistryCredentials>,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
         if let Some(found) = self.resolve(image).await? {
             return Ok(found);
         }
@@ -292,7 +306,7 @@ impl ImageStore {
         self.check_free()?;
         match base::find(image) {
             Some(wanted) => base::make(self, wanted, progress).await?,
-            None => self.pull(image, progress).await?,
+            None => self.pull(image, credentials, progress).await?,
         }
         let missing = || ImageError::Missing {
             image: image.clone(),

@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "only tests call this")]
 
+mod registry;
+
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -16,12 +18,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::base::BaseImage;
 use crate::store::{ImageStore, ImageStoreOptions};
 use crate::{Driver, Image, mount};
+pub use registry::TestRegistry;
 
 /// The test image: `/test-http`, a server on port 8080.
 pub const TEST_HTTP: &str = "localhost/updraft/test-http";
 
 const PROGRAM: &str = include_str!("testing/program.rs");
 const PREFIX: &str = "updraft-test-images-";
+
+/// Whether a store asks registries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Registries {
+    Asked,
+    Forgotten,
+}
 
 /// A store that goes away, with its mounts and folders, when it is dropped.
 #[derive(Debug)]
@@ -42,7 +52,16 @@ impl TestStore {
         Self::begin(Some(driver)).await
     }
 
+    /// An empty store that asks registries for what it does not have.
+    pub async fn online() -> Self {
+        Self::begin_as(None, Registries::Asked).await
+    }
+
     async fn begin(driver: Option<Driver>) -> Self {
+        Self::begin_as(driver, Registries::Forgotten).await
+    }
+
+    async fn begin_as(driver: Option<Driver>, registries: Registries) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         sweep(&std::env::temp_dir());
         sweep(Path::new("/run"));
@@ -54,7 +73,7 @@ impl TestStore {
         if let Some(driver) = driver {
             driver.keep(&options.root);
         }
-        options.offline = true;
+        options.offline = registries == Registries::Forgotten;
         let store = ImageStore::open(options).await.unwrap();
         Self { store, root, run_root }
     }

@@ -77,6 +77,9 @@ pub mod annotations {
     pub const TOPIC: &str = "topic";
     /// When a function with topic `cron-function` is called: cron expressions separated by `;`.
     pub const SCHEDULE: &str = "schedule";
+    /// Secret of the function's namespace that holds credentials for its image's registry, as a
+    /// Docker client's configuration: `{"auths":{…}}`.
+    pub const PULL_SECRET: &str = "updraft.pull-secret";
     /// Time zone of the schedule, such as `Europe/Berlin`; UTC when absent.
     pub const TIMEZONE: &str = "timezone";
     /// When a function is kept warm: windows such as `0 8 * * 1-5 for 10h = 2`, separated by `;`,

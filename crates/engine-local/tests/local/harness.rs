@@ -19,6 +19,7 @@ use updraft_engine_local::{
     ImageProcess, ImageSource, LocalEngine, LocalEngineOptions, OpenError, PreparedImage,
     RuntimeChoice,
 };
+use updraft_images::RegistryCredentials;
 use updraft_model::{Digest, ImageRef};
 
 /// The user that the test image runs as.
@@ -45,6 +46,7 @@ impl ImageSource for FolderImage {
         &self,
         image: &ImageRef,
         _pinned: Option<&Digest>,
+        _credentials: Option<&RegistryCredentials>,
     ) -> Result<PreparedImage, String> {
         if *image != app() {
             return Err(format!("image `{image}` is not here"));

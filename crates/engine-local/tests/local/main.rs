@@ -6,4 +6,5 @@ mod adoption;
 mod conformance;
 mod harness;
 mod network;
+mod registry;
 mod store;
