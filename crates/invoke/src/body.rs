@@ -26,6 +26,12 @@ pub enum BodyError {
         #[source]
         source: hyper::Error,
     },
+    /// The replica took back an answer that it had begun; its fault.
+    #[error("replica `{replica}` cancelled its answer")]
+    Cancelled {
+        /// Which replica.
+        replica: String,
+    },
     /// Nothing moved for as long as the function's timeout allows.
     #[error("replica `{replica}` sent nothing for {}", updraft_model::format_duration(*.limit))]
     Stalled {

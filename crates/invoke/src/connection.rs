@@ -132,6 +132,11 @@ impl Connection {
         }
     }
 
+    /// Whether others use it too.
+    const fn is_shared(&self) -> bool {
+        matches!(self.channel, Channel::Shared(_))
+    }
+
     /// The part that moves bytes, where it is this connection's own.
     fn take_driver(&mut self) -> Option<Driver> {
         match &mut self.channel {
@@ -320,6 +325,11 @@ impl Flow {
             Poll::Ready(Some(Err(source))) => Poll::Ready(Some(Err(
                 self.broken(|replica| BodyError::Replica { replica, source })
             ))),
+            // Hyper takes a stream that the replica has cancelled for one that has ended.
+            Poll::Ready(None) if link.connection.is_shared() && !self.incoming.is_end_stream() => {
+                let error = self.broken(|replica| BodyError::Cancelled { replica });
+                Poll::Ready(Some(Err(error)))
+            }
             Poll::Ready(None) => {
                 self.finish(context);
                 Poll::Ready(None)

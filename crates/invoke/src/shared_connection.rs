@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, UPGRADE};
@@ -25,6 +26,9 @@ use crate::wire::Wire;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// Streams granted by a replica that has not said how many it grants. No replica says this.
+const UNSAID: usize = 0x00ff_fff1;
+
 /// One connection; who holds it uses one stream of it.
 #[derive(Clone)]
 pub(crate) struct SharedConnection {
@@ -34,7 +38,7 @@ pub(crate) struct SharedConnection {
 }
 
 struct Driver {
-    /// How many streams the replica grants at once; known after its first words.
+    /// How many streams the replica grants at once.
     streams: Arc<AtomicUsize>,
     _task: AbortOnDropHandle<()>,
 }
@@ -43,13 +47,27 @@ impl SharedConnection {
     async fn open(address: SocketAddr, limit: Duration) -> std::io::Result<Self> {
         let opening = async {
             let stream = TcpStream::connect(address).await?;
-            http2::Builder::new(TokioExecutor::new())
+            let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
+                .initial_max_send_streams(UNSAID)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .handshake(Wire::new(stream))
                 .await
-                .map_err(std::io::Error::other)
+                .map_err(std::io::Error::other)?;
+            // Its first words show that it speaks HTTP/2 at all, and how many streams it grants.
+            // Nobody is told when they come, so one has to look.
+            while connection.current_max_send_streams() == UNSAID {
+                if poll_fn(|context| {
+                    Poll::Ready(Pin::new(&mut connection).poll(context).is_ready())
+                })
+                .await
+                {
+                    return Err(std::io::ErrorKind::ConnectionAborted.into());
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Ok::<_, std::io::Error>((sender, connection))
         };
         let (sender, mut connection) = timeout(limit, opening).await??;
         let streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));

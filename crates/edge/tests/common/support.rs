@@ -293,6 +293,28 @@ impl Replica {
         .await
     }
 
+    /// Answers each request with `handler`, speaking HTTP/2 by prior knowledge and granting so
+    /// many streams at once.
+    pub async fn http2<H, F>(streams: u32, handler: H) -> Self
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::raw(move |stream| {
+            let handler = handler.clone();
+            Box::pin(async move {
+                let service = service_fn(move |request| {
+                    let answer = handler(request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                server.max_concurrent_streams(streams);
+                drop(server.serve_connection(TokioIo::new(stream), service).await);
+            })
+        })
+        .await
+    }
+
     /// Gives each connection to `serve`.
     pub async fn raw(
         serve: impl Fn(TcpStream) -> BoxFuture<'static, ()> + Send + Sync + 'static,
