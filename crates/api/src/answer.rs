@@ -13,6 +13,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use updraft_engine::{EngineError, Fault};
+use updraft_queue::QueueError;
 use updraft_store::{BlobError, EnsureOwnerError, StoreError};
 
 use crate::wire;
@@ -78,6 +79,12 @@ impl From<StoreError> for Failure {
 
 impl From<BlobError> for Failure {
     fn from(error: BlobError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<QueueError> for Failure {
+    fn from(error: QueueError) -> Self {
         Self::internal(&error)
     }
 }

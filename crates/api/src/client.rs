@@ -3,6 +3,7 @@
 //! It opens a connection per call, follows no redirect and keeps nothing. Streams end when the
 //! server ends them; dropping one hangs up.
 
+mod calls;
 mod connection;
 
 use std::fmt::Write as _;
@@ -22,6 +23,7 @@ use updraft_store::{BuildId, PushId, TokenId};
 use crate::wire;
 use connection::Connection;
 
+pub use calls::CallOptions;
 pub use connection::{ClientError, Credentials, ParseServerAddressError, SendBody, ServerAddress};
 
 /// The longest an ordinary call may take to its answer's head.

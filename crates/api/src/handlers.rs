@@ -1,6 +1,7 @@
 //! What answers each route, by subject.
 
 pub(crate) mod builds;
+pub(crate) mod calls;
 pub(crate) mod changes;
 pub(crate) mod functions;
 pub(crate) mod git;

@@ -22,6 +22,7 @@ use axum::Router;
 use tokio::sync::Semaphore;
 use updraft_engine::{Engine, Version};
 use updraft_pipeline::{GitSink, Pipeline, UrlOf};
+use updraft_queue::Queue;
 use updraft_source::git::{ContentLimits, GitServer, PushSink};
 use updraft_store::Store;
 
@@ -44,6 +45,8 @@ pub struct ApiParts {
     pub git: GitServer,
     /// What makes pushes live, rolls back and removes.
     pub pipeline: Arc<Pipeline>,
+    /// Asynchronous calls.
+    pub queue: Arc<Queue>,
     /// The pipeline's work folder, where uploads are unpacked.
     pub work: PathBuf,
     /// Most bytes of an upload, as sent.

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
-use crate::handlers::{builds, changes, functions, git, pushes, secrets, server, tokens, upload};
+use crate::handlers::{builds, calls, changes, functions, git, pushes, secrets, server, tokens, upload};
 
 /// One route as it is declared, for tests and documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +91,15 @@ fn table() -> Vec<Entry> {
         entry(GET, "/api/v1/builds", Known, builds::list),
         entry(GET, "/api/v1/builds/{build}", Known, builds::describe),
         entry(GET, "/api/v1/builds/{build}/log", Known, builds::log),
+        entry(GET, "/api/v1/calls", Known, calls::list),
+        entry(GET, "/api/v1/calls/{call}", Known, calls::describe),
+        entry(DELETE, "/api/v1/calls/{call}", Known, calls::discard),
+        entry(GET, "/api/v1/calls/{call}/result", Known, calls::result),
+        entry(POST, "/api/v1/calls/{call}/cancel", Known, calls::cancel),
+        entry(POST, "/api/v1/calls/{call}/redrive", Known, calls::redrive),
+        entry(POST, "/api/v1/dead-letters/redrive", Known, calls::redrive_all),
+        entry(GET, "/api/v1/owners/{owner}/callback-key", OwnerInPath, calls::key_of_owner),
+        entry(GET, "/api/v1/callback-key", Admin, calls::key_of_nobody),
         entry(GET, "/api/v1/owners", Admin, tokens::owners),
         entry(POST, "/api/v1/owners", Admin, tokens::create_owner),
         entry(GET, "/api/v1/tokens", Admin, tokens::list),

@@ -3,6 +3,8 @@
 //! Fields may be added to answers; readers ignore what they do not know. Nothing here ever holds
 //! a secret's value; the one type that holds a token's text does not print it.
 
+mod calls;
+
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -10,6 +12,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use updraft_model::{Digest, FunctionName, ImageRef, OwnerName, RepositoryName, SecretName};
 use updraft_store::{BuildId, BuildState, PushId, PushState, TokenId};
+
+pub use calls::{Call, CallResult, Callback, CallbackKey, Redriven};
 
 /// A request that was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

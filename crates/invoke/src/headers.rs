@@ -66,6 +66,11 @@ impl Caller {
         self
     }
 
+    /// Whether its right to call is settled.
+    pub fn is_authorized(&self) -> bool {
+        self.authorized
+    }
+
     /// The caller's address.
     pub fn address(&self) -> IpAddr {
         self.address

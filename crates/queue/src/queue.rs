@@ -9,7 +9,7 @@ use http_body::Body;
 use prometheus_client::registry::Registry;
 use updraft_invoke::{Invoker, Scheme, call_id};
 use updraft_model::{FunctionId, OwnerName};
-use updraft_store::queue::{CallStore, CallToAdd, Lost, RequestHead, StoredBody};
+use updraft_store::queue::{Client, CallStore, CallToAdd, Lost, RequestHead, StoredBody};
 
 use crate::dispatch::Running;
 use crate::lanes::{NoPlace, Places};
@@ -92,7 +92,11 @@ impl Queue {
                 method: call.method,
                 target: call.target,
                 headers: call.headers,
-                client: (call.caller.address(), call.caller.scheme() == Scheme::Https),
+                client: Client {
+                    address: call.caller.address(),
+                    tls: call.caller.scheme() == Scheme::Https,
+                    authorized: call.caller.is_authorized(),
+                },
             },
             body,
             callback: call.callback.map(|callback| callback.to_string()),

@@ -39,7 +39,8 @@ pub struct NewCall {
     /// The caller's headers. A safe `X-Call-Id` becomes the call's id unless another call has it;
     /// what belongs to the hop is dropped.
     pub headers: HeaderMap,
-    /// Who calls.
+    /// Who calls. One that is not [authorized](Caller::authorized) is asked what the function asks
+    /// of its callers when the call is made, with the headers it came with.
     pub caller: Caller,
     /// Whom to tell of the answer: an `http` or `https` address.
     pub callback: Option<Uri>,

@@ -246,9 +246,10 @@ async fn attempt_once(
     if let Ok(id) = HeaderValue::try_from(record.id.as_str()) {
         request.headers_mut().insert(CALL_ID, id);
     }
-    let (address, tls) = head.client;
-    let scheme = if tls { Scheme::Https } else { Scheme::Http };
-    let caller = Caller::new(SocketAddr::new(address, 0), scheme);
+    let client = head.client;
+    let scheme = if client.tls { Scheme::Https } else { Scheme::Http };
+    let caller = Caller::new(SocketAddr::new(client.address, 0), scheme);
+    let caller = if client.authorized { caller.authorized() } else { caller };
     let response = shared.invoker.call(function, &head.target, request, &caller).await;
     End::Answered(take_answer(response, shared.options.result, function.timeout()).await)
 }

@@ -12,6 +12,7 @@ mod list;
 mod record;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use updraft_model::{FunctionId, OwnerName};
 
@@ -85,8 +87,19 @@ pub struct RequestHead {
     pub target: String,
     /// The caller's headers.
     pub headers: HeaderMap,
-    /// The caller's address, and whether it came over TLS.
-    pub client: (std::net::IpAddr, bool),
+    /// Who asked.
+    pub client: Client,
+}
+
+/// Who asked for a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether the request came over TLS.
+    pub tls: bool,
+    /// Whether the right to call was settled when the call was accepted.
+    pub authorized: bool,
 }
 
 /// Where a request body is.

@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// Tokens that let an owner push and look
     #[command(subcommand)]
     Token(Token),
+    /// Asynchronous calls: what waits, what came of it, dead letters
+    #[command(subcommand)]
+    Calls(Calls),
     /// Container images kept on this machine
     #[command(subcommand)]
     Images(Images),
@@ -332,6 +335,79 @@ Example:
         /// The token's id, as `list` shows it
         id: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  updraft calls list --dead
+  updraft calls show 6b0c9f0e-…
+  updraft calls redrive --all --function demo/resize")]
+pub(crate) enum Calls {
+    /// Calls, newest first
+    List {
+        #[command(flatten)]
+        chosen: ChosenCalls,
+        /// Only those in this state: queued, running, done, dead, cancelled
+        #[arg(long, value_name = "STATE", conflicts_with = "dead")]
+        state: Option<String>,
+        /// Only dead letters
+        #[arg(long)]
+        dead: bool,
+        /// The newest so many
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<u32>,
+        /// Only those before the call of this number, as --json shows it
+        #[arg(long, value_name = "NUMBER")]
+        before: Option<i64>,
+    },
+    /// All that is known of a call
+    Show {
+        /// The call id
+        call: String,
+    },
+    /// What the function answered: its body, or with --json all of it
+    Result {
+        /// The call id
+        call: String,
+    },
+    /// End a call that waits or runs
+    Cancel {
+        /// The call id
+        call: String,
+    },
+    /// Have a dead letter made again, or all of them
+    Redrive {
+        /// The call id
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        call: Option<String>,
+        /// All dead letters, of the function or owner if one is named
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        chosen: ChosenCalls,
+    },
+    /// Forget a call that has ended
+    Discard {
+        /// The call id
+        call: String,
+    },
+    /// The key that signs callbacks, for whoever checks them
+    Key {
+        /// Whose functions' callbacks; default: those of functions without an owner
+        #[arg(long, value_name = "OWNER", env = "UPDRAFT_OWNER")]
+        owner: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChosenCalls {
+    /// Only this function's: OWNER/NAME, or the name that `faas-cli` knows
+    #[arg(long, value_name = "FUNCTION")]
+    pub(crate) function: Option<String>,
+    /// Only this owner's
+    #[arg(long, value_name = "OWNER", env = "UPDRAFT_OWNER")]
+    pub(crate) owner: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

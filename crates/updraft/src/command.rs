@@ -2,6 +2,7 @@
 //! directory where no server is needed.
 
 pub(crate) mod builds;
+pub(crate) mod calls;
 pub(crate) mod down;
 mod function;
 pub(crate) mod images;

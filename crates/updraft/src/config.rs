@@ -1,6 +1,8 @@
 //! Configuration of a server: built-in defaults, one TOML file, environment, flags, in that order
 //! of rising precedence. Checked whole at start; an unknown key is an error with a suggestion.
 
+mod queue;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +15,8 @@ use updraft_model::{MemoryQuantity, parse_duration};
 use updraft_scaler::ScalerOptions;
 
 use crate::cli::Up;
+
+pub(crate) use queue::QueueConfig;
 
 const DEFAULT_PORT: u16 = 8080;
 
@@ -27,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) gateway: GatewayConfig,
     pub(crate) scaler: ScalerConfig,
     pub(crate) metrics: MetricsConfig,
+    pub(crate) queue: QueueConfig,
 }
 
 /// `[build]`: what one build may use.
@@ -212,6 +217,7 @@ struct ConfigFile {
     gateway: GatewayConfig,
     scaler: ScalerConfig,
     metrics: MetricsConfig,
+    queue: QueueConfig,
 }
 
 impl Config {
@@ -231,6 +237,7 @@ impl Config {
             gateway: file.gateway,
             scaler: file.scaler,
             metrics: file.metrics,
+            queue: file.queue,
         };
         config.check()?;
         Ok(config)
@@ -264,7 +271,7 @@ impl Config {
                 bail!("scaler.{key} is {load}; choose a number above 0");
             }
         }
-        Ok(())
+        self.queue.check()
     }
 }
 

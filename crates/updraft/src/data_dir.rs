@@ -110,6 +110,19 @@ impl DataDir {
         self.root.join("blobs")
     }
 
+    pub(crate) fn queue(&self) -> PathBuf {
+        self.root.join("queue.db")
+    }
+
+    pub(crate) fn queue_blobs(&self) -> PathBuf {
+        self.root.join("queue")
+    }
+
+    /// Signs what callbacks tell.
+    pub(crate) fn callback_key(&self) -> PathBuf {
+        self.root.join("secrets/callback-key")
+    }
+
     pub(crate) fn repositories(&self) -> PathBuf {
         self.root.join("git")
     }

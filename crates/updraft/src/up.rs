@@ -23,6 +23,7 @@ use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMet
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, OwnerName, ResourceSet};
 use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
+use updraft_queue::{CallStore, Queue, QueueParts, SigningKey};
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
@@ -129,6 +130,7 @@ struct Cloud {
     edge: Arc<Edge>,
     engine: Arc<LocalEngine>,
     pipeline: Arc<Pipeline>,
+    queue: Arc<Queue>,
     scaler: Arc<Scaler>,
     metrics: Arc<Registry>,
     git: GitServer,
@@ -180,10 +182,24 @@ impl Cloud {
             Arc::clone(&shared_engine),
             InvokeOptions { timeout: config.function.timeout, ..InvokeOptions::new(RELEASE) },
         );
+        let queue = Queue::start(QueueParts {
+            store: CallStore::open(&data_dir.queue(), &data_dir.queue_blobs())?,
+            invoker: Arc::clone(&invoker),
+            options: config.queue.options(
+                config.root.as_str(),
+                address.port(),
+                SigningKey::open(&data_dir.callback_key())?,
+            )?,
+        });
+        let queue = queue.await?;
+        let backlog = {
+            let queue = Arc::clone(&queue);
+            move |id: &FunctionId| queue.backlog(id)
+        };
         let scaler = Scaler::start(ScalerParts {
             engine: Arc::clone(&shared_engine),
             invoker: Arc::clone(&invoker),
-            backlog: Arc::new(|_| 0),
+            backlog: Arc::new(backlog),
             options: scaler_options(config),
         });
         let requests = RequestMetrics::default();
@@ -191,6 +207,7 @@ impl Cloud {
         updraft_metrics::register_process(&mut metrics);
         invoker.register_metrics(&mut metrics);
         scaler.register_metrics(&mut metrics);
+        queue.register_metrics(&mut metrics);
         requests.register(&mut metrics);
         let metrics = Arc::new(metrics);
         let gateway = updraft_gateway::router(GatewayParts {
@@ -212,6 +229,7 @@ impl Cloud {
             store,
             pipeline: Arc::clone(&pipeline),
             engine: shared_engine,
+            queue: Arc::clone(&queue),
             access: access.clone(),
             git: git.clone(),
             work: data_dir.work(),
@@ -229,7 +247,7 @@ impl Cloud {
             root: config.root.clone(),
             limits: EdgeLimits::usual(),
         });
-        Ok(Self { edge, engine, pipeline, scaler, metrics, git, access })
+        Ok(Self { edge, engine, pipeline, queue, scaler, metrics, git, access })
     }
 
     /// Says that every door is open; the password only when it was just made.
@@ -263,6 +281,7 @@ impl Cloud {
         if !self.git.drain(DRAIN_LIMIT).await {
             tracing::warn!("pushes were still under way; the next start goes on with them");
         }
+        self.queue.shutdown().await;
         self.pipeline.shutdown().await;
         self.scaler.shutdown().await;
         self.engine.shutdown().await;

@@ -25,6 +25,7 @@ async fn call(host: &Host, route: &Route, in_path: &str, secret: Option<&str>) -
         .replace("{name}", "s")
         .replace("{push}", "999")
         .replace("{build}", "999")
+        .replace("{call}", "no-such-call")
         .replace("{token}", "999");
     assert!(!path.contains('{'), "{path}");
     let mut request = Request::builder().method(route.method.clone()).uri(path);

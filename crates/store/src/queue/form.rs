@@ -1,13 +1,12 @@
 //! How the parts of a call lie in columns.
 
-use std::net::IpAddr;
-
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rusqlite::types::Type;
 use rusqlite::{Error, Row};
 use serde::{Deserialize, Serialize};
 use updraft_model::{FunctionId, FunctionName, Namespace};
 
+use super::Client;
 use crate::stored::{from_json, to_json};
 
 const FORM: u32 = 1;
@@ -16,24 +15,20 @@ const FORM: u32 = 1;
 #[derive(Serialize, Deserialize)]
 pub(super) struct Head {
     headers: Vec<(String, String)>,
-    client: IpAddr,
-    tls: bool,
+    client: Client,
 }
 
 impl Head {
-    pub(super) fn to_column(
-        headers: &HeaderMap,
-        (client, tls): (IpAddr, bool),
-    ) -> rusqlite::Result<String> {
-        to_json(FORM, &Self { headers: pairs(headers), client, tls })
+    pub(super) fn to_column(headers: &HeaderMap, client: Client) -> rusqlite::Result<String> {
+        to_json(FORM, &Self { headers: pairs(headers), client })
     }
 
     pub(super) fn from_column(
         row: &Row<'_>,
         column: usize,
-    ) -> rusqlite::Result<(HeaderMap, (IpAddr, bool))> {
+    ) -> rusqlite::Result<(HeaderMap, Client)> {
         let head: Self = from_json(row, column, FORM)?;
-        Ok((map(head.headers), (head.client, head.tls)))
+        Ok((map(head.headers), head.client))
     }
 }
 
