@@ -11,7 +11,9 @@ use http::{Method, StatusCode};
 use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
-use crate::handlers::{builds, calls, changes, functions, git, pushes, secrets, server, tokens, upload};
+use crate::handlers::{
+    builds, calls, changes, functions, git, pushes, secrets, server, tokens, upload,
+};
 
 /// One route as it is declared, for tests and documents.
 #[derive(Debug, Clone, PartialEq, Eq)]

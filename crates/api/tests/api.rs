@@ -8,6 +8,8 @@ mod memory_engine;
 mod access;
 #[path = "api/builds.rs"]
 mod builds;
+#[path = "api/calls.rs"]
+mod calls;
 #[path = "api/functions.rs"]
 mod functions;
 #[path = "api/git.rs"]

@@ -9,7 +9,7 @@ use http_body::Body;
 use prometheus_client::registry::Registry;
 use updraft_invoke::{Invoker, Scheme, call_id};
 use updraft_model::{FunctionId, OwnerName};
-use updraft_store::queue::{Client, CallStore, CallToAdd, Lost, RequestHead, StoredBody};
+use updraft_store::queue::{CallStore, CallToAdd, Client, Lost, RequestHead, StoredBody};
 
 use crate::dispatch::Running;
 use crate::lanes::{NoPlace, Places};

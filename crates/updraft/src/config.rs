@@ -349,6 +349,7 @@ mod tests {
                 gateway: GatewayConfig { authentication },
                 scaler: ScalerConfig::default(),
                 metrics: MetricsConfig::default(),
+                queue: QueueConfig::default(),
             };
             config.check().map_err(|error| error.to_string())
         };

@@ -44,7 +44,9 @@ pub(crate) async fn list(
 ) -> Result<Json<Vec<wire::Call>>, Failure> {
     let state: Option<CallState> = match text(&query, "state") {
         None => None,
-        Some(text) => Some(text.parse().map_err(|error| Failure::bad_request(format!("state: {error}")))?),
+        Some(text) => {
+            Some(text.parse().map_err(|error| Failure::bad_request(format!("state: {error}")))?)
+        }
     };
     let before = match text(&query, "before") {
         None => None,
@@ -61,8 +63,9 @@ pub(crate) async fn list(
 /// The call, if it is the caller's to see.
 async fn visible(host: &Host, caller: &Caller, id: &str) -> Result<CallRecord, Failure> {
     let absent = || {
-        Failure::absent(format!("there is no call `{id}`"))
-            .hint("calls that have ended are kept for a while only; `updraft calls list` shows them")
+        Failure::absent(format!("there is no call `{id}`")).hint(
+            "calls that have ended are kept for a while only; `updraft calls list` shows them",
+        )
     };
     let parsed: CallId = id.parse().map_err(|_| absent())?;
     let call = host.queue.call(&parsed).await?.ok_or_else(absent)?;

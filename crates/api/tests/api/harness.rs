@@ -12,12 +12,10 @@ use updraft_api::client::{Client, ClientError, Credentials, ServerAddress};
 use updraft_api::{ApiParts, router};
 use updraft_builder::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
 use updraft_engine::{Engine, Version, Wake};
+use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
 use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, UrlOf};
-use updraft_invoke::{InvokeOptions, Invoker};
-use updraft_queue::{
-    CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, SigningKey,
-};
+use updraft_queue::{CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, SigningKey};
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
 
@@ -51,7 +49,7 @@ pub(crate) struct Host {
     pub(crate) folder: TempDir,
     pub(crate) store: Store,
     pub(crate) engine: Arc<MemoryEngine>,
-    pub(crate) queue: Arc<Queue>,
+    pub(crate) calls: CallStore,
     pub(crate) router: Router,
     pub(crate) address: SocketAddr,
     pub(crate) alice_token: String,
@@ -84,15 +82,16 @@ impl Host {
         .unwrap();
         let key = SigningKey::new([7; 32]);
         let callback = CallbackOptions::usual("localhost", 8080, key, "0.1.0");
+        let calls = CallStore::open(&path("queue.db"), &path("queue")).unwrap();
         let queue = Queue::start(QueueParts {
-            store: CallStore::open(&path("queue.db"), &path("queue")).unwrap(),
+            store: calls.clone(),
             invoker: Invoker::new(engine.clone(), InvokeOptions::new("0.1.0")),
             options: QueueOptions::usual(callback),
         })
         .await
         .unwrap();
         let router = router(ApiParts {
-            queue: Arc::clone(&queue),
+            queue,
             store: store.clone(),
             engine: engine.clone(),
             access: Access::open(store.clone(), &path("password")).unwrap(),
@@ -109,7 +108,7 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(axum::serve(listener, router.clone()).into_future());
-        Self { folder, store, engine, queue, router, address, alice_token, bob_token }
+        Self { folder, store, engine, calls, router, address, alice_token, bob_token }
     }
 
     pub(crate) fn client(&self, secret: &str) -> Client {
