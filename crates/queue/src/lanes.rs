@@ -299,3 +299,157 @@ impl Lanes {
         self.by_function.iter().map(view).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use updraft_model::FunctionName;
+
+    use super::*;
+
+    const PLACES: Places = Places { all: 1000, function: 500, bytes: 1 << 20 };
+
+    fn id(function: &str) -> FunctionId {
+        FunctionId::in_default(FunctionName::new(function).unwrap())
+    }
+
+    fn add(lanes: &mut Lanes, owner: &str, function: &str, calls: usize) {
+        let function = id(function);
+        for _ in 0..calls {
+            let owner = OwnerName::new(owner).ok();
+            lanes.reserve(&function, owner, "q".to_owned(), PLACES).unwrap();
+            lanes.kept(&function, 1, 0);
+        }
+    }
+
+    /// Takes a turn as if the record held what the lanes say.
+    fn take(lanes: &mut Lanes, limit: usize) -> Option<String> {
+        let turn = lanes.next(0, limit, |_| 100)?;
+        let lane = &lanes.by_function[&turn.function];
+        let waiting = usize::try_from(lane.calls).unwrap() - lane.running;
+        let taken = turn.count.min(waiting);
+        lanes.took(&turn, taken, (taken < waiting).then_some((0, 0)));
+        Some(format!("{} {taken}", turn.function.name))
+    }
+
+    /// Ends a call of the function for good.
+    fn end(lanes: &mut Lanes, function: &str) {
+        lanes.gone(&id(function), 1, 1);
+        lanes.stopped(&id(function));
+    }
+
+    #[test]
+    fn turns_go_round_between_owners_and_then_between_their_functions() {
+        let mut lanes = Lanes::default();
+        add(&mut lanes, "alice", "alice-f", 10);
+        add(&mut lanes, "alice", "alice-g", 10);
+        add(&mut lanes, "bob", "bob-f", 10);
+        let mut turns = Vec::new();
+        for _ in 0..8 {
+            let turn = take(&mut lanes, 1).unwrap();
+            let function = turn.split(' ').next().unwrap().to_owned();
+            end(&mut lanes, &function);
+            turns.push(function);
+        }
+        assert_eq!(turns.iter().filter(|turn| *turn == "bob-f").count(), 4, "{turns:?}");
+        assert_eq!(turns.iter().filter(|turn| *turn == "alice-f").count(), 2, "{turns:?}");
+        assert!(turns.windows(2).all(|two| two[0] != two[1]), "{turns:?}");
+    }
+
+    #[test]
+    fn free_places_are_shared_by_those_who_are_ready() {
+        let mut lanes = Lanes::default();
+        add(&mut lanes, "alice", "alice-f", 100);
+        add(&mut lanes, "bob", "bob-f", 100);
+        assert_eq!(take(&mut lanes, 20).unwrap(), "alice-f 10");
+        assert_eq!(take(&mut lanes, 20).unwrap(), "bob-f 5");
+    }
+
+    #[test]
+    fn a_call_that_comes_while_a_lease_is_read_is_not_forgotten() {
+        let mut lanes = Lanes::default();
+        add(&mut lanes, "alice", "f", 1);
+        let turn = lanes.next(0, 10, |_| 10).unwrap();
+        add(&mut lanes, "alice", "f", 1);
+        // The lease was read before the second call was on record.
+        lanes.took(&turn, 1, None);
+        assert!(lanes.next(0, 10, |_| 10).is_some());
+    }
+
+    #[test]
+    fn nothing_is_taken_before_it_is_due() {
+        let mut lanes = Lanes::default();
+        add(&mut lanes, "alice", "f", 1);
+        let turn = lanes.next(0, 10, |_| 10).unwrap();
+        lanes.took(&turn, 1, None);
+        lanes.due(&id("f"), 500);
+        lanes.stopped(&id("f"));
+        assert_eq!(lanes.next(499, 10, |_| 10), None);
+        assert_eq!(lanes.next_due(10, |_| 10), Some(500));
+        assert_eq!(lanes.next_due(10, |_| 0), None);
+        assert!(lanes.next(500, 10, |_| 10).is_some());
+    }
+
+    #[test]
+    fn places_run_out_and_come_back() {
+        let mut lanes = Lanes::default();
+        let places = Places { all: 3, function: 2, bytes: 10 };
+        let reserve = |lanes: &mut Lanes, function: &str| {
+            lanes.reserve(&id(function), None, "q".to_owned(), places)
+        };
+        assert_eq!(reserve(&mut lanes, "f"), Ok(()));
+        assert_eq!(reserve(&mut lanes, "f"), Ok(()));
+        assert_eq!(reserve(&mut lanes, "f"), Err(NoPlace::Function));
+        assert_eq!(reserve(&mut lanes, "g"), Ok(()));
+        assert_eq!(reserve(&mut lanes, "g"), Err(NoPlace::All));
+        lanes.gone(&id("f"), 1, 0);
+        lanes.kept(&id("g"), 10, 0);
+        assert_eq!(reserve(&mut lanes, "f"), Err(NoPlace::Bytes));
+        lanes.gone(&id("g"), 1, 10);
+        assert_eq!(reserve(&mut lanes, "f"), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn limits_hold_and_empty_lanes_leave_nothing(
+            steps in proptest::collection::vec((0usize..4, 0usize..4), 1..200),
+        ) {
+            let functions = ["a-f", "a-g", "b-f", "c-f"];
+            let mut lanes = Lanes::default();
+            let mut running: HashMap<usize, usize> = HashMap::new();
+            for (step, which) in steps {
+                let function = id(functions[which]);
+                match step {
+                    0 | 1 => add(&mut lanes, &functions[which][..1], functions[which], 1),
+                    2 => {
+                        if let Some(turn) = lanes.next(0, 5, |_| 2) {
+                            let lane = &lanes.by_function[&turn.function];
+                            let waiting = usize::try_from(lane.calls).unwrap() - lane.running;
+                            let taken = turn.count.min(waiting);
+                            let place = functions
+                                .iter()
+                                .position(|name| id(name) == turn.function)
+                                .unwrap();
+                            let next = (taken < waiting).then_some((0, 0));
+                            lanes.took(&turn, taken, next);
+                            *running.entry(place).or_default() += taken;
+                            prop_assert!(running[&place] <= 2);
+                        }
+                    }
+                    _ => {
+                        if running.get(&which).is_some_and(|count| *count > 0) {
+                            *running.get_mut(&which).unwrap() -= 1;
+                            lanes.gone(&function, 1, 1);
+                            lanes.stopped(&function);
+                        }
+                    }
+                }
+                prop_assert!(lanes.running <= 5);
+                prop_assert_eq!(lanes.running, running.values().sum::<usize>());
+            }
+            let left = lanes.view();
+            prop_assert!(left.iter().all(|lane| lane.waiting + lane.running > 0));
+            prop_assert!(lanes.owners.len() <= left.len());
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The queue as its users meet it: real calls to real servers, with a real record on disk.
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+#[path = "queue/callbacks.rs"]
+mod callbacks;
+#[path = "queue/calls.rs"]
+mod calls;
+#[path = "queue/double.rs"]
+mod double;
+#[path = "queue/house.rs"]
+mod house;
+#[path = "queue/restarts.rs"]
+mod restarts;
+#[path = "queue/retries.rs"]
+mod retries;
