@@ -179,15 +179,20 @@ async fn names_types_and_labels_are_those_of_openfaas() {
         "gateway_service_target_load{function_name=\"counted.openfaas-fn\",scaling_type=\"capacity\"} 7",
         "updraft_functions{state=\"failing\"} 0",
     ] {
-        let found = scraped.text.lines().any(|found| {
-            found.strip_prefix(line).is_some_and(|rest| matches!(rest, "" | ".0"))
-        });
+        let found = scraped
+            .text
+            .lines()
+            .any(|found| found.strip_prefix(line).is_some_and(|rest| matches!(rest, "" | ".0")));
         assert!(found, "{line}\n{}", scraped.text);
     }
-    for bound in ["0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf"] {
-        let bucket = format!("code=\"200\",le=\"{bound}\"");
+    for bound in [
+        "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf",
+    ] {
+        let bucket = format!("le=\"{bound}\"");
         let found = scraped.text.lines().any(|line| {
-            line.starts_with("gateway_functions_seconds_bucket{") && line.contains(&bucket)
+            line.starts_with("gateway_functions_seconds_bucket{")
+                && line.contains("code=\"200\"")
+                && line.contains(&bucket)
         });
         assert!(found, "{bucket}");
     }

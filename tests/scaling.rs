@@ -116,14 +116,12 @@ async fn an_idle_function_stops_and_no_call_is_lost_to_that() {
     deploy(&cloud, "sleeper", "cat", zero, json!({})).await;
     // Calls that come while it freezes, stops or has just done so, each a little later than the
     // one before.
-    for round in 0..30 {
+    for round in 0..20 {
         let answer = call(&cloud, "sleeper").await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "hello"), "round {round}");
-        let stops = async {
-            let pause = Duration::from_millis(250 + round % 3 * 400 + round * 10);
-            tokio::time::sleep(pause).await;
-        };
-        stops.await;
+        // The pause is what is tested, it waits for nothing.
+        let pause = Duration::from_millis(250 + round % 3 * 400 + round * 15);
+        tokio::time::sleep(pause).await;
     }
     replicas(&cloud, "sleeper", |replicas| replicas == 0).await;
     let log = cloud.server_log();
@@ -177,33 +175,6 @@ async fn a_function_is_kept_warm_within_its_window() {
     let log = cloud.server_log();
     assert!(log.contains("warm.openfaas-fn 1 => 2: warm window"), "{log}");
     assert!(!log.contains("warm.openfaas-fn freezes"), "{log}");
-}
-
-#[tokio::test]
-async fn an_alert_raises_the_replicas_and_its_end_takes_them_back() {
-    let cloud = cloud("[scaler]\nfollow_load = false");
-    let four = json!({"com.openfaas.scale.max": "4", "com.openfaas.scale.factor": "50"});
-    deploy(&cloud, "alarmed", "cat", four, json!({})).await;
-    let alert = async |status: &str| {
-        let body = json!({
-            "receiver": "scale-up", "status": status,
-            "alerts": [
-                {"status": status, "labels": {
-                    "alertname": "APIHighInvocationRate", "function_name": "alarmed.openfaas-fn",
-                }},
-                {"status": status, "labels": {"function_name": "nobody"}},
-            ],
-        });
-        let answer = cloud.openfaas("POST", "/system/alert", &body.to_string()).await;
-        assert_eq!((answer.status, answer.body.as_str()), (200, ""));
-        number(&cloud, "alarmed", "replicas").await
-    };
-    assert_eq!(alert("firing").await, 3);
-    assert_eq!(alert("firing").await, 4);
-    assert_eq!(alert("firing").await, 4);
-    assert_eq!(alert("resolved").await, 1);
-    let broken = cloud.openfaas("POST", "/system/alert", "nonsense").await;
-    assert_eq!(broken.status, 400);
 }
 
 #[tokio::test]
