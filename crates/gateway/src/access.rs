@@ -22,27 +22,48 @@ pub(crate) async fn require_admin(
     request: Request,
     next: Next,
 ) -> Response {
-    if comes_from_web_page(request.headers()) {
-        return Failure::new(StatusCode::FORBIDDEN, "web pages may not use the system routes")
-            .into_response();
-    }
-    if parts.authentication == Authentication::Off {
-        return next.run(request).await;
-    }
-    match parts.access.authenticate(request.headers()).await {
+    match principal(&parts, request.headers()).await {
         Ok(Principal::Admin) => next.run(request).await,
         Ok(Principal::Owner(owner)) => Failure::new(
             StatusCode::FORBIDDEN,
             format!("`{owner}` may not use the gateway's system routes, only `admin` may"),
         )
         .into_response(),
-        Err(Denied::Missing | Denied::Malformed | Denied::Wrong) => unauthorized(),
-        Err(Denied::Store(error)) => {
+        Err(refusal) => refusal,
+    }
+}
+
+/// Stands before routes that owners may call too; the handler finds out who it is.
+pub(crate) async fn require_account(
+    State(parts): State<Arc<GatewayParts>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match principal(&parts, request.headers()).await {
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+        Err(refusal) => refusal,
+    }
+}
+
+async fn principal(parts: &GatewayParts, headers: &HeaderMap) -> Result<Principal, Response> {
+    if comes_from_web_page(headers) {
+        let text = "web pages may not use the system routes";
+        return Err(Failure::new(StatusCode::FORBIDDEN, text).into_response());
+    }
+    if parts.authentication == Authentication::Off {
+        return Ok(Principal::Admin);
+    }
+    parts.access.authenticate(headers).await.map_err(|denied| match denied {
+        Denied::Missing | Denied::Malformed | Denied::Wrong => unauthorized(),
+        Denied::Store(error) => {
             tracing::error!(%error, "credentials could not be checked");
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the credentials could not be checked")
                 .into_response()
         }
-    }
+    })
 }
 
 /// Whether a script or form of a web page sent the request. Pages of functions are served from the

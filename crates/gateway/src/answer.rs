@@ -181,7 +181,8 @@ fn engine_failure_of(error: &EngineError) -> Failure {
     Failure::new(status, error.to_string())
 }
 
-fn with_causes(error: &EngineError) -> String {
+/// The error and what lies below it, for the log.
+pub(crate) fn with_causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,5 +1,7 @@
 //! What answers each route, by subject.
 
+pub(crate) mod alert;
+pub(crate) mod calls;
 pub(crate) mod functions;
 pub(crate) mod info;
 pub(crate) mod logs;

@@ -21,7 +21,9 @@ use std::sync::Arc;
 use axum::Router;
 use prometheus_client::registry::Registry;
 use updraft_engine::{Engine, Version};
+use updraft_invoke::Invoker;
 use updraft_model::FunctionId;
+use updraft_queue::Queue;
 use updraft_scaler::Scaler;
 
 pub use requests::RequestMetrics;
@@ -57,6 +59,10 @@ pub struct GatewayParts {
     pub requests: RequestMetrics,
     /// Updraft's own version, for `/system/info`.
     pub version: Version,
+    /// Knows the functions that can be called, and who may call them.
+    pub invoker: Arc<Invoker>,
+    /// Keeps asynchronous calls.
+    pub queue: Arc<Queue>,
     /// What `/metrics` shows.
     pub metrics: Arc<Registry>,
     /// Heeds alerts.

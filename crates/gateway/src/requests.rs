@@ -100,6 +100,7 @@ impl RequestMetrics {
     fn record(&self, method: &'static str, path: &'static str, status: StatusCode, begun: Instant) {
         let families = &*self.0;
         let took = begun.elapsed().as_secs_f64();
+        let path = path.find("/{*").map_or(path, |end| &path[..end]);
         let path = match path.trim_end_matches('/') {
             "" => "/",
             path => path,

@@ -13,9 +13,9 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use http::{Method, Uri};
 
 use crate::GatewayParts;
-use crate::access::require_admin;
+use crate::access::{require_account, require_admin};
 use crate::answer;
-use crate::handlers::{functions, info, logs, namespaces, secrets};
+use crate::handlers::{alert, calls, functions, info, logs, namespaces, secrets};
 use crate::requests::count;
 
 /// Who may call a route.
@@ -25,6 +25,8 @@ pub enum Access {
     Anyone,
     /// The administrator.
     Admin,
+    /// The administrator and owners; the handler tells what is whose.
+    Account,
 }
 
 /// One route as it is declared, for tests and documents.
@@ -92,7 +94,7 @@ fn delete<H: Handler<T, Arc<GatewayParts>>, T: 'static>(
 }
 
 fn table() -> Vec<Entry> {
-    use Access::{Admin, Anyone};
+    use Access::{Account, Admin, Anyone};
     vec![
         get("/healthz", Anyone, info::health),
         get("/", Anyone, info::front),
@@ -100,6 +102,12 @@ fn table() -> Vec<Entry> {
         get("/ui/", Anyone, info::portal),
         get("/ui/{*page}", Anyone, info::portal),
         get("/metrics", Admin, info::metrics),
+        // Open as calls are; a private function asks its callers itself.
+        post("/async-function/{name}", Anyone, calls::submit),
+        post("/async-function/{name}/", Anyone, calls::submit),
+        post("/async-function/{name}/{*path}", Anyone, calls::submit),
+        delete("/async-function/{name}", Account, calls::cancel),
+        post("/system/alert", Admin, alert::heed),
         get("/system/info", Admin, info::info),
         get("/system/functions", Admin, functions::list),
         post("/system/functions", Admin, functions::create),
@@ -132,6 +140,8 @@ pub(crate) fn assemble(parts: Arc<GatewayParts>) -> Router {
             Access::Anyone => handler,
             Access::Admin => handler
                 .route_layer(middleware::from_fn_with_state(Arc::clone(&parts), require_admin)),
+            Access::Account => handler
+                .route_layer(middleware::from_fn_with_state(Arc::clone(&parts), require_account)),
         };
         // Refused requests count too.
         let counted = guarded.route_layer(middleware::from_fn_with_state(counted, count));

@@ -6,6 +6,10 @@ mod memory_engine;
 
 #[path = "gateway/access.rs"]
 mod access;
+#[path = "gateway/alert.rs"]
+mod alert;
+#[path = "gateway/calls.rs"]
+mod calls;
 #[path = "gateway/functions.rs"]
 mod functions;
 #[path = "gateway/harness.rs"]

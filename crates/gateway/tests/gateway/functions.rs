@@ -106,9 +106,8 @@ async fn usage_is_told_when_it_is_asked_for_and_the_engine_knows() {
     for asked in ["usage=1", "usage=true", "namespace=openfaas-fn&usage=T"] {
         let usage = &gateway.get(&format!("/system/function/f?{asked}")).await.json()["usage"];
         assert_eq!(usage["totalMemoryBytes"].as_f64(), Some(4096.0));
-        // Half a second of processor time within at least a tenth of a second, in thousandths.
-        let cpu = usage["cpu"].as_f64().unwrap();
-        assert!(cpu > 0.0 && cpu <= 5000.0, "{cpu}");
+        // At each reading half a second more of processor time, told in thousandths of a second.
+        assert!(usage["cpu"].as_f64().unwrap() > 100.0, "{usage}");
     }
     for path in ["f", "f?usage=false", "f?usage=0", "f?usage=", "f?usage=maybe", "dark?usage=1"] {
         let read = gateway.get(&format!("/system/function/{path}")).await.json();

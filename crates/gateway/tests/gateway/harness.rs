@@ -1,6 +1,7 @@
 //! A gateway over an engine that only remembers, and a way to call it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -13,6 +14,7 @@ use updraft_engine::Version;
 use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMetrics, router};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::FunctionId;
+use updraft_queue::{CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, SigningKey};
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_store::Store;
 use updraft_store::access::Access;
@@ -38,6 +40,8 @@ pub(crate) struct Gateway {
     _folder: tempfile::TempDir,
     pub(crate) engine: Arc<MemoryEngine>,
     pub(crate) requests: RequestMetrics,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) invoker: Arc<Invoker>,
     pub(crate) router: Router,
 }
 
@@ -85,9 +89,18 @@ impl Gateway {
         let engine = MemoryEngine::new();
         let requests = RequestMetrics::default();
         let invoker = Invoker::new(engine.clone(), InvokeOptions::new("0.1.0"));
+        let folder_of_calls = folder.path().join("calls");
+        let calls = CallStore::open(&folder.path().join("queue.db"), &folder_of_calls).unwrap();
+        let callback = CallbackOptions::usual("localhost", 8080, SigningKey::new([7; 32]), "0.1.0");
+        let queue = Queue::start(QueueParts {
+            store: calls,
+            invoker: Arc::clone(&invoker),
+            options: QueueOptions { body: 1 << 20, ..QueueOptions::usual(callback) },
+        });
+        let queue = queue.await.unwrap();
         let scaler = Scaler::start(ScalerParts {
             engine: engine.clone(),
-            invoker,
+            invoker: Arc::clone(&invoker),
             backlog: Arc::new(|_| 0),
             options: ScalerOptions::default(),
         });
@@ -95,6 +108,8 @@ impl Gateway {
         scaler.register_metrics(&mut metrics);
         let router = router(GatewayParts {
             engine: engine.clone(),
+            invoker: Arc::clone(&invoker),
+            queue: Arc::clone(&queue),
             metrics: Arc::new(metrics),
             scaler,
             invocations: Arc::new(Busy),
@@ -105,7 +120,7 @@ impl Gateway {
             system_url: "http://system.localhost:8080".to_owned(),
         });
         let owner = format!("Bearer {}", token.secret.expose());
-        Self { owner, _folder: folder, engine, requests, router }
+        Self { owner, _folder: folder, engine, requests, queue, invoker, router }
     }
 
     /// Calls as the administrator.
@@ -122,6 +137,18 @@ impl Gateway {
         self.call("POST", "/system/functions", body).await.succeeds(202);
     }
 
+    /// Waits until the data plane knows a function, or no longer does.
+    pub(crate) async fn is_callable(&self, name: &str, callable: bool) {
+        let mut changes = self.invoker.changes();
+        let known = async {
+            while self.invoker.find(name).is_some() != callable {
+                changes.changed().await.unwrap();
+            }
+        };
+        let what = "the data plane follows the engine";
+        tokio::time::timeout(Duration::from_secs(10), known).await.expect(what);
+    }
+
     pub(crate) async fn call_as(
         &self,
         authorization: Option<&str>,
@@ -129,9 +156,23 @@ impl Gateway {
         path: &str,
         body: impl Into<Body>,
     ) -> Answer {
+        let headers: Vec<_> = authorization
+            .map(|value| (header::AUTHORIZATION.as_str(), value))
+            .into_iter()
+            .collect();
+        self.send(method, path, &headers, body).await
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Body>,
+    ) -> Answer {
         let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap());
-        if let Some(authorization) = authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let request = request.uri(path).body(body.into()).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();

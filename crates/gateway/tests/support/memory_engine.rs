@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::BroadcastStream;
 use updraft_engine::{
-    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
-    LogQuery, NamespaceInfo, ReplicaId, Revision, SecretValue, Usage, Version, Wake,
+    Availability, Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect,
+    FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, ReplicaId, Revision,
+    SecretValue, Usage, Version, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName, labels};
 
@@ -98,6 +99,20 @@ impl MemoryEngine {
         Some(self.state.lock().unwrap().secrets.get(&key)?.expose().to_vec())
     }
 
+    /// Tells the data plane which functions there are; none of them ever becomes ready.
+    fn publish(&self, state: &State) {
+        let entry = |status: &FunctionStatus| FunctionEndpoints {
+            spec: Arc::new(status.spec.clone()),
+            ready: Vec::new(),
+            availability: match status.replicas {
+                0 => Availability::Asleep,
+                _ => Availability::Starting,
+            },
+        };
+        let table = state.functions.values().map(|s| (s.spec.id.clone(), Arc::new(entry(s))));
+        self.table.send_replace(Arc::new(table.collect()));
+    }
+
     fn state(&self) -> Result<MutexGuard<'_, State>, EngineError> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(EngineError::engine("do anything", "the disk at /dev/secret is on fire"));
@@ -173,6 +188,7 @@ impl Engine for MemoryEngine {
             spec,
         };
         state.functions.insert(status.spec.id.clone(), status);
+        self.publish(&state);
         Ok(Revision(revision))
     }
 
@@ -187,7 +203,9 @@ impl Engine for MemoryEngine {
     }
 
     async fn remove(&self, id: &FunctionId) -> Result<(), EngineError> {
-        let removed = self.state_with(&id.namespace)?.functions.remove(id);
+        let mut state = self.state_with(&id.namespace)?;
+        let removed = state.functions.remove(id);
+        self.publish(&state);
         removed.map(drop).ok_or_else(|| EngineError::UnknownFunction(id.clone()))
     }
 
@@ -358,6 +376,7 @@ impl Engine for MemoryEngine {
         }
         state.namespaces.remove(namespace);
         state.functions.retain(|id, _| id.namespace != *namespace);
+        self.publish(&state);
         Ok(())
     }
 
