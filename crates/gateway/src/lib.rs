@@ -29,6 +29,9 @@ use updraft_scaler::Scaler;
 pub use requests::RequestMetrics;
 pub use route::{Access, Route, routes};
 
+/// The `OpenAPI` 3.1 document of every route, as `/system/openapi.json` serves it.
+pub const OPENAPI: &str = include_str!("../openapi.json");
+
 /// How often each function was called, as the data plane counted it.
 pub trait InvocationCounts: Send + Sync + fmt::Debug + 'static {
     /// Invocations of the function since counting began; 0 for one that was never called.

@@ -108,6 +108,7 @@ fn table() -> Vec<Entry> {
         post("/async-function/{name}/{*path}", Anyone, calls::submit),
         delete("/async-function/{name}", Account, calls::cancel),
         post("/system/alert", Admin, alert::heed),
+        get("/system/openapi.json", Anyone, info::openapi),
         get("/system/info", Admin, info::info),
         get("/system/functions", Admin, functions::list),
         post("/system/functions", Admin, functions::create),

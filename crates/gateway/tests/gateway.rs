@@ -20,6 +20,8 @@ mod info;
 mod logs;
 #[path = "gateway/namespaces.rs"]
 mod namespaces;
+#[path = "gateway/openapi.rs"]
+mod openapi;
 #[path = "gateway/requests.rs"]
 mod requests;
 #[path = "gateway/secrets.rs"]

@@ -38,6 +38,11 @@ pub(crate) async fn info(State(parts): Parts) -> Response {
     Json(info).into_response()
 }
 
+/// The description of every route; it says nothing of this installation, so anybody may read it.
+pub(crate) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], crate::OPENAPI).into_response()
+}
+
 pub(crate) async fn metrics(State(parts): Parts) -> Response {
     match updraft_metrics::encode(&parts.metrics) {
         Ok(text) => ([(header::CONTENT_TYPE, updraft_metrics::CONTENT_TYPE)], text).into_response(),
