@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use updraft_tests::images::{alpine, redirector};
-use updraft_tests::{Answer, Cloud, eventually};
+use updraft_tests::{Answer, Cloud, Connection, eventually};
 
 /// The default namespace and the suite's second one.
 const NAMESPACES: [&str; 2] = ["openfaas-fn", "certifier-test"];
@@ -372,6 +372,104 @@ async fn scale_from_zero_during_invoke() {
         let answer = certified.cloud.send("POST", "127.0.0.1", &path, &[], "").await;
         assert_eq!(answer.status, 200, "{}", answer.body);
     }
+}
+
+/// Load as the suite makes it: two clients, five calls a second each, a connection for each call.
+struct Load {
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn on(cloud: &Cloud, function: &str) -> Self {
+        let address = cloud.address();
+        let path = format!("/function/{function}");
+        let client = || {
+            let path = path.clone();
+            tokio::spawn(async move {
+                let mut turns = tokio::time::interval(Duration::from_millis(200));
+                loop {
+                    turns.tick().await;
+                    if let Ok(mut connection) = Connection::open(address).await {
+                        // Early calls may fail: the function may not be there yet.
+                        drop(connection.post("127.0.0.1", &path, "").await);
+                    }
+                }
+            })
+        };
+        Self { tasks: vec![client(), client()] }
+    }
+
+    fn stop(self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Certified {
+    async fn replicas(&self, name: &str, what: &str, wanted: impl Fn(u64) -> bool) {
+        eventually(what, SCALE_LIMIT, async || {
+            let status = self.status(name, NAMESPACES[0]).await;
+            wanted(number(&status, "replicas")).then_some(())
+        })
+        .await;
+    }
+
+    async fn deploy_scaled(&self, name: &str, labels: Value) {
+        let sent = deployment(name, NAMESPACES[0], PREFIXED, "env");
+        self.deploy(&with(sent, "labels", labels)).await;
+    }
+}
+
+#[tokio::test]
+async fn scale_up_and_down_from_throughput() {
+    let certified = Certified::new().await;
+    let name = "test-throughput-scaling";
+    let labels = json!({"com.openfaas.scale.min": "1", "com.openfaas.scale.max": "2"});
+    certified.deploy_scaled(name, labels).await;
+    let load = Load::on(&certified.cloud, name);
+    certified.replicas(name, "10 calls a second bring a second replica", |it| it >= 2).await;
+    load.stop();
+    certified.replicas(name, "without load there is one again", |it| it == 1).await;
+}
+
+#[tokio::test]
+async fn scaling_disabled_via_labels() {
+    let certified = Certified::new().await;
+    let fixed = json!({"com.openfaas.scale.min": "2", "com.openfaas.scale.max": "2"});
+    certified.deploy_scaled("test-scaling-disabled", fixed).await;
+    // Beside it one that may grow: when that has grown and shrunk, the other had its chance to.
+    let free = json!({"com.openfaas.scale.min": "1", "com.openfaas.scale.max": "2"});
+    certified.deploy_scaled("test-throughput-scaling", free).await;
+    let is_fixed = async || {
+        let status = certified.status("test-scaling-disabled", NAMESPACES[0]).await;
+        assert_eq!(number(&status, "replicas"), 2);
+    };
+    let loads = ["test-scaling-disabled", "test-throughput-scaling"]
+        .map(|name| Load::on(&certified.cloud, name));
+    certified.replicas("test-throughput-scaling", "the other grows", |it| it == 2).await;
+    is_fixed().await;
+    loads.map(Load::stop);
+    certified.replicas("test-throughput-scaling", "the other shrinks", |it| it == 1).await;
+    is_fixed().await;
+}
+
+/// The suite's own case asks for two and for no replicas in the same moment; this is its intent.
+#[tokio::test]
+async fn scale_to_zero() {
+    let certified = Certified::new().await;
+    let name = "test-scaling-to-zero";
+    let labels = json!({
+        "com.openfaas.scale.max": "2",
+        "com.openfaas.scale.zero": "true",
+        "com.openfaas.scale.zero-duration": "3s",
+    });
+    certified.deploy_scaled(name, labels).await;
+    let load = Load::on(&certified.cloud, name);
+    certified.replicas(name, "load brings a second replica", |it| it == 2).await;
+    load.stop();
+    certified.replicas(name, "without load there is none", |it| it == 0).await;
+    let path = format!("/function/{name}");
+    let answer = certified.cloud.send("POST", "127.0.0.1", &path, &[], "").await;
+    assert_eq!(answer.status, 200, "a call brings it back: {}", answer.body);
 }
 
 /// The suite runs with `-enableAuth` and without: all that differs is what the API is asked with.

@@ -77,6 +77,38 @@ async fn a_function_lives_its_life_through_the_openfaas_api() {
 }
 
 #[tokio::test]
+async fn an_asynchronous_call_is_made_once_and_counted() {
+    let cloud = cloud_with_image();
+    let deployment = serde_json::json!({"service": "web", "image": image(&cloud)}).to_string();
+    assert_eq!(cloud.openfaas("POST", "/system/functions", &deployment).await.status, 202);
+    // The function may still be starting, and even be unknown to the data plane for a moment.
+    let accepted = eventually("the call is taken", Duration::from_secs(20), async || {
+        let answer =
+            cloud.send("POST", "127.0.0.1", "/async-function/web/index.html", &[], "").await;
+        (answer.status == 202).then_some(answer)
+    })
+    .await;
+    assert_eq!(accepted.body, "");
+    assert!(
+        !accepted.header("x-call-id").is_empty() && !accepted.header("x-start-time").is_empty()
+    );
+    eventually("the function was called", Duration::from_secs(20), async || {
+        let status = cloud.openfaas("GET", "/system/function/web", "").await.json();
+        (status["invocationCount"].as_f64() == Some(1.0)).then_some(())
+    })
+    .await;
+    let unknown = cloud.send("POST", "127.0.0.1", "/async-function/nobody", &[], "").await;
+    assert_eq!(unknown.status, 404, "{}", unknown.body);
+    let path = format!("/async-function/{}", accepted.header("x-call-id"));
+    assert_eq!(cloud.send("DELETE", "127.0.0.1", &path, &[], "").await.status, 401);
+    assert_eq!(cloud.openfaas("DELETE", &path, "").await.status, 409);
+    let numbers = cloud.openfaas("GET", "/metrics", "").await;
+    assert_eq!(numbers.status, 200);
+    let line = r#"http_requests_total{method="POST",path="/async-function/{name}",status="202"} 1"#;
+    assert!(numbers.body.lines().any(|found| found == line), "{}", numbers.body);
+}
+
+#[tokio::test]
 async fn a_secret_reaches_the_function_that_names_it_and_nobody_else() {
     let cloud = cloud_with_image();
     let image = image(&cloud);

@@ -75,6 +75,12 @@ impl Connection {
         tokio::time::timeout(LIMIT, exchange).await.context("no answer within a minute")?
     }
 
+    /// POSTs to a path of a host; fails when no whole answer came on this very connection.
+    pub async fn post(&mut self, host: &str, path: &str, body: &str) -> Result<Answer> {
+        let exchange = self.exchange("POST", host, path, &[], body.as_bytes().to_vec());
+        tokio::time::timeout(LIMIT, exchange).await.context("no answer within a minute")?
+    }
+
     async fn exchange(
         &mut self,
         method: &str,

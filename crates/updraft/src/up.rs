@@ -214,6 +214,8 @@ impl Cloud {
             engine: Arc::clone(&shared_engine),
             metrics: Arc::clone(&metrics),
             scaler: Arc::clone(&scaler),
+            invoker: Arc::clone(&invoker),
+            queue: Arc::clone(&queue),
             invocations: Arc::new(Counted(Arc::clone(&invoker))),
             access: access.clone(),
             authentication: if config.gateway.authentication {
