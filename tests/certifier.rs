@@ -447,7 +447,7 @@ async fn scaling_disabled_via_labels() {
         .map(|name| Load::on(&certified.cloud, name));
     certified.replicas("test-throughput-scaling", "the other grows", |it| it == 2).await;
     is_fixed().await;
-    loads.map(Load::stop);
+    loads.into_iter().for_each(Load::stop);
     certified.replicas("test-throughput-scaling", "the other shrinks", |it| it == 1).await;
     is_fixed().await;
 }

@@ -1,4 +1,4 @@
-//! The OpenAPI document against what is served.
+//! The `OpenAPI` document against what is served.
 
 use std::collections::BTreeSet;
 
