@@ -13,6 +13,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::net::TcpStream;
 use updraft_invoke::Wire;
 
+use crate::door::EdgeLimits;
+
 /// What happens on a connection, noted without looking at a clock: whoever watches it looks from
 /// time to time.
 ///
@@ -30,6 +32,8 @@ pub(crate) struct Activity {
     heading: AtomicBool,
     /// Whether bytes left since the last look.
     written: AtomicBool,
+    /// Whether the peer takes no more bytes for now.
+    blocked: AtomicBool,
     /// Whether the connection speaks HTTP/2, which has frames between requests.
     http2: AtomicBool,
 }
@@ -140,6 +144,9 @@ pub(crate) struct Patience {
     /// Ticks for which nothing has happened.
     quiet: u32,
     most_quiet: u32,
+    /// Ticks for which the peer has taken no byte of what is ready for it.
+    stalled: u32,
+    most_stalled: u32,
 }
 
 /// What to do with a connection.
@@ -149,7 +156,7 @@ pub(crate) enum Verdict {
     Keep,
     /// Nobody uses it: say goodbye.
     Retire,
-    /// It dawdles with the head of a request: close it.
+    /// It dawdles with the head of a request, or with taking an answer: close it.
     Close,
 }
 
@@ -163,10 +170,13 @@ impl Patience {
         (head / Self::HEAD_TICKS).max(Duration::from_millis(1))
     }
 
-    pub(crate) fn new(activity: Arc<Activity>, head: Duration, idle: Duration) -> Self {
-        let ticks = idle.as_millis() / Self::tick(head).as_millis().max(1);
-        let most_quiet = u32::try_from(ticks).unwrap_or(u32::MAX).max(1);
-        Self { activity, begun: 0, slow: 0, quiet: 0, most_quiet }
+    pub(crate) fn new(activity: Arc<Activity>, limits: &EdgeLimits) -> Self {
+        let ticks = |time: Duration| {
+            let ticks = time.as_millis() / Self::tick(limits.head).as_millis().max(1);
+            u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
+        };
+        let (most_quiet, most_stalled) = (ticks(limits.idle), ticks(limits.stall));
+        Self { activity, begun: 0, slow: 0, quiet: 0, most_quiet, stalled: 0, most_stalled }
     }
 
     /// Looks once.
@@ -175,6 +185,14 @@ impl Patience {
         let begun = activity.begun.load(Ordering::Relaxed);
         let changed = std::mem::replace(&mut self.begun, begun) != begun;
         let written = activity.written.swap(false, Ordering::Relaxed);
+        if activity.blocked.load(Ordering::Relaxed) && !written {
+            self.stalled += 1;
+            if self.stalled > self.most_stalled {
+                return Verdict::Close;
+            }
+        } else {
+            self.stalled = 0;
+        }
         if activity.open.load(Ordering::Relaxed) > 0 || changed {
             (self.slow, self.quiet) = (0, 0);
             return Verdict::Keep;
@@ -209,8 +227,15 @@ impl WatchedStream {
     }
 
     fn note_written(&self, polled: &Poll<io::Result<usize>>) {
-        if matches!(polled, Poll::Ready(Ok(1..))) {
-            self.activity.written.store(true, Ordering::Relaxed);
+        match polled {
+            Poll::Ready(Ok(1..)) => {
+                self.activity.written.store(true, Ordering::Relaxed);
+                if self.activity.blocked.load(Ordering::Relaxed) {
+                    self.activity.blocked.store(false, Ordering::Relaxed);
+                }
+            }
+            Poll::Ready(_) => {}
+            Poll::Pending => self.activity.blocked.store(true, Ordering::Relaxed),
         }
     }
 }
@@ -270,7 +295,13 @@ mod tests {
     fn patience() -> (Arc<Activity>, Patience) {
         let activity = Arc::new(Activity::default());
         let second = Duration::from_secs(1);
-        (Arc::clone(&activity), Patience::new(activity, 2 * second, 4 * second))
+        let limits = EdgeLimits {
+            head: 2 * second,
+            idle: 4 * second,
+            stall: 3 * second,
+            ..EdgeLimits::usual()
+        };
+        (Arc::clone(&activity), Patience::new(activity, &limits))
     }
 
     fn looks(patience: &mut Patience) -> Vec<Verdict> {
@@ -309,6 +340,19 @@ mod tests {
         assert!(looks(&mut patience).iter().all(|verdict| *verdict == Verdict::Keep));
         drop(busy);
         assert_eq!(looks(&mut patience).last(), Some(&Verdict::Retire));
+    }
+
+    #[test]
+    fn a_caller_who_takes_nothing_of_an_answer_is_cut_off_and_a_slow_one_is_not() {
+        let (activity, mut patience) = patience();
+        let _busy = activity.begin(false);
+        activity.blocked.store(true, Ordering::Relaxed);
+        for _ in 0..20 {
+            activity.written.store(true, Ordering::Relaxed);
+            assert_eq!(patience.look(), Verdict::Keep);
+        }
+        let verdicts = looks(&mut patience);
+        assert_eq!((verdicts.len(), verdicts.last()), (4, Some(&Verdict::Close)));
     }
 
     #[test]

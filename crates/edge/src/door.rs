@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use updraft_invoke::{Caller, Failure, Function, InvokeBody, Invoker, RequestBody
 use crate::body::EdgeBody;
 use crate::connection::{Connections, Entry, Patience, Phase, Verdict, WatchedStream};
 use crate::host::{Host, HostError};
+use crate::hurried::Hurried;
 use crate::lanes::Lanes;
 use crate::route::{Place, Root, Site};
 
@@ -71,6 +73,9 @@ pub struct EdgeLimits {
     pub head: Duration,
     /// How long a connection may stay open without a request.
     pub idle: Duration,
+    /// How long a caller may take no byte of an answer, and send none of a body that the control
+    /// plane reads. Bodies for functions keep to the function's timeout.
+    pub stall: Duration,
     /// Bytes of a request's head.
     pub head_bytes: usize,
     /// Requests at once on one HTTP/2 connection.
@@ -87,6 +92,7 @@ impl EdgeLimits {
             connections: affordable_connections(),
             head: Duration::from_secs(30),
             idle: Duration::from_secs(75),
+            stall: Duration::from_mins(2),
             head_bytes: 1024 * 1024,
             streams: 200,
             grace: Duration::from_secs(10),
@@ -205,7 +211,7 @@ impl Edge {
         let caller = Caller::new(peer, Scheme::Http);
         let stream = WatchedStream::new(stream, Arc::clone(activity));
         let tick = Patience::tick(limits.head);
-        let mut patience = Patience::new(Arc::clone(activity), limits.head, limits.idle);
+        let mut patience = Patience::new(Arc::clone(activity), limits);
         let service = service_fn(|request: Request<Incoming>| {
             let busy = activity.begin(request.version() == Version::HTTP_2);
             let (edge, caller) = (Arc::clone(&self), caller.clone());
@@ -332,10 +338,10 @@ impl Edge {
                     return refuse(StatusCode::NOT_FOUND, reason, headers);
                 }
                 Place::Gateway => {
-                    return relay(&self.parts.gateway, request, peer, &self.control).await;
+                    return self.relay(&self.parts.gateway, request, peer).await;
                 }
                 Place::System => {
-                    return relay(&self.parts.system, request, peer, &self.control).await;
+                    return self.relay(&self.parts.system, request, peer).await;
                 }
             }
         }
@@ -351,6 +357,46 @@ impl Edge {
                 failure.into_response(&call_id).map(EdgeBody::from)
             }
         }
+    }
+
+    /// Lets the control plane answer, on its own threads. Boxed, so that waiting connections do
+    /// not hold room for it.
+    fn relay(
+        &self,
+        router: &axum::Router,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> futures_util::future::BoxFuture<'static, Response<EdgeBody>> {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let limit = self.parts.limits.stall;
+        let call_id = updraft_invoke::call_id(request.headers());
+        let (head, body) = request.into_parts();
+        let (body, late) = Hurried::new(body, limit);
+        let request = Request::from_parts(head, axum::body::Body::new(body));
+        // A caller who leaves ends it.
+        let answer = router.clone().oneshot(request);
+        let answer = AbortOnDropHandle::new(self.control.spawn(answer));
+        let refuse = move |status, reason: String| {
+            Failure::new(status, "edge", reason).into_response(&call_id).map(EdgeBody::from)
+        };
+        Box::pin(async move {
+            match answer.await {
+                // Whatever the control plane made of half a body.
+                Ok(Ok(_)) if late.load(Ordering::Acquire) => {
+                    let limit = updraft_model::format_duration(limit);
+                    let reason = format!("the request body stood still for {limit}");
+                    refuse(StatusCode::REQUEST_TIMEOUT, reason)
+                }
+                Ok(Ok(response)) => response.map(EdgeBody::from),
+                Err(error) => {
+                    if let Ok(panic) = error.try_into_panic() {
+                        resume_unwind(panic);
+                    }
+                    let reason = "the platform is shutting down".to_owned();
+                    refuse(StatusCode::SERVICE_UNAVAILABLE, reason)
+                }
+            }
+        })
     }
 }
 
@@ -369,33 +415,6 @@ fn rest_of(uri: &http::Uri, from: usize) -> &str {
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
-}
-
-/// Lets the control plane answer, on its own threads. Boxed, so that waiting connections do not
-/// hold room for it.
-fn relay(
-    router: &axum::Router,
-    mut request: Request<Incoming>,
-    peer: SocketAddr,
-    control: &Handle,
-) -> futures_util::future::BoxFuture<'static, Response<EdgeBody>> {
-    request.extensions_mut().insert(ConnectInfo(peer));
-    let answer = router.clone().oneshot(request.map(axum::body::Body::new));
-    // A caller who leaves ends it.
-    let answer = AbortOnDropHandle::new(control.spawn(answer));
-    Box::pin(async move {
-        match answer.await {
-            Ok(Ok(response)) => response.map(EdgeBody::from),
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => resume_unwind(panic),
-                Err(_) => refuse(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "the platform is shutting down",
-                    &HeaderMap::new(),
-                ),
-            },
-        }
-    })
 }
 
 fn refuse(

@@ -9,6 +9,7 @@ mod body;
 mod connection;
 mod door;
 mod host;
+mod hurried;
 mod lanes;
 mod route;
 

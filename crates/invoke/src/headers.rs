@@ -4,10 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Request, Response, StatusCode, Version};
+use http_body::Body;
 
 use crate::call_id::{self as ids};
 use crate::ink;
@@ -17,6 +18,7 @@ pub const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 const START_TIME: HeaderName = HeaderName::from_static("x-start-time");
 const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
 const SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -95,6 +97,8 @@ pub fn call_id(headers: &HeaderMap) -> HeaderValue {
 pub(crate) struct Marks {
     pub(crate) call_id: HeaderValue,
     start: HeaderValue,
+    /// What the request's body was said to be.
+    kind: Option<HeaderValue>,
 }
 
 impl Marks {
@@ -104,7 +108,7 @@ impl Marks {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let start = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         let start = ink::write(format_args!("{start}")).unwrap_or_else(|| start.into());
-        Self { call_id, start }
+        Self { call_id, start, kind: headers.get(CONTENT_TYPE).cloned() }
     }
 }
 
@@ -216,16 +220,22 @@ pub(crate) fn prepare_request<B>(
     }
     let host = headers.get(HOST).cloned();
     match host {
-        Some(host) if !(trusted && headers.contains_key(FORWARDED_HOST)) => {
+        _ if trusted && headers.contains_key(FORWARDED_HOST) => {}
+        Some(host) if !host.is_empty() => {
             headers.insert(FORWARDED_HOST, host);
         }
-        Some(_) => {}
-        None => {
-            headers.insert(HOST, HeaderValue::from_static(""));
+        _ => {
+            headers.remove(FORWARDED_HOST);
         }
+    }
+    if !headers.contains_key(HOST) {
+        headers.insert(HOST, HeaderValue::from_static(""));
     }
     if !(trusted && headers.contains_key(FORWARDED_PROTO)) {
         headers.insert(FORWARDED_PROTO, caller.scheme.clone());
+    }
+    if headers.contains_key(FORWARDED) {
+        continue_forwarded(headers, caller);
     }
     let chain = if headers.contains_key(FORWARDED_FOR) {
         appended(headers, &caller.shown)
@@ -249,6 +259,28 @@ fn appended(headers: &HeaderMap, address: &HeaderValue) -> HeaderValue {
     HeaderValue::from_bytes(&parts.join(&b", "[..])).unwrap_or_else(|_| address.clone())
 }
 
+/// Adds our hop to a `Forwarded` chain that the caller brought (RFC 7239). None is begun: what it
+/// tells is in `X-Forwarded-*` too.
+fn continue_forwarded(headers: &mut HeaderMap, caller: &Caller) {
+    let quoted = if caller.address.is_ipv6() {
+        format!("\"[{}]\"", caller.address)
+    } else {
+        caller.address.to_string()
+    };
+    let scheme = caller.scheme.to_str().unwrap_or("http");
+    let ours = format!("for={quoted};proto={scheme}");
+    let parts: Vec<&[u8]> = headers
+        .get_all(FORWARDED)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .filter(|part| !part.is_empty())
+        .chain([ours.as_bytes()])
+        .collect();
+    if let Ok(chain) = HeaderValue::from_bytes(&parts.join(&b", "[..])) {
+        headers.insert(FORWARDED, chain);
+    }
+}
+
 /// HTTP/2 callers may split their cookies over several fields; HTTP/1 has one.
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -260,7 +292,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Makes the replica's headers the ones for the caller.
-pub(crate) fn prepare_response<B>(
+pub(crate) fn prepare_response<B: Body>(
     response: &mut Response<B>,
     marks: &Marks,
     served_by: &HeaderValue,
@@ -269,12 +301,18 @@ pub(crate) fn prepare_response<B>(
     let upgraded = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
         .then(|| response.headers().get(UPGRADE).cloned())
         .flatten();
+    let has_body = !response.body().is_end_stream();
     *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();
     remove_hop_headers(headers);
     if let Some(protocol) = upgraded {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    // As OpenFaaS has it; a type that nobody names is one that browsers guess.
+    if has_body && !headers.contains_key(CONTENT_TYPE) {
+        let kind = marks.kind.clone();
+        headers.insert(CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("text/plain")));
     }
     headers.insert(CALL_ID, marks.call_id.clone());
     headers.insert(START_TIME, marks.start.clone());
@@ -309,6 +347,26 @@ mod tests {
         assert_eq!(headers[FORWARDED_FOR], "192.0.2.1");
         assert_eq!(headers[FORWARDED_PROTO], "https");
         assert_eq!(headers[FORWARDED_HOST], "a.test");
+    }
+
+    #[test]
+    fn a_forwarded_chain_is_continued_and_none_begun() {
+        assert!(!prepared(Request::get("/")).contains_key(FORWARDED));
+        let headers = prepared(Request::get("/").header(FORWARDED, "for=10.0.0.1"));
+        assert_eq!(headers[FORWARDED], "for=10.0.0.1, for=192.0.2.1;proto=https");
+    }
+
+    #[test]
+    fn an_empty_host_is_not_told_as_a_forwarded_one() {
+        for request in [
+            Request::get("/"),
+            Request::get("/").header(HOST, ""),
+            Request::get("/").header(HOST, "").header(FORWARDED_HOST, "evil.test"),
+        ] {
+            let headers = prepared(request);
+            assert!(!headers.contains_key(FORWARDED_HOST));
+            assert_eq!(headers[HOST], "");
+        }
     }
 
     #[test]

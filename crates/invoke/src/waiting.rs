@@ -150,9 +150,11 @@ async fn run_wake(
     let shown = async {
         loop {
             // Not by what it says: a function may rest again before anybody has looked.
-            let shown = shared.table.load().by_name(&function.state.qualified).is_none_or(|now| {
-                !Arc::ptr_eq(&now.endpoints, &function.endpoints)
-            });
+            let shown = shared
+                .table
+                .load()
+                .by_name(&function.state.qualified)
+                .is_none_or(|now| !Arc::ptr_eq(&now.endpoints, &function.endpoints));
             if shown || changes.changed().await.is_err() {
                 return;
             }

@@ -115,6 +115,9 @@ pub(crate) struct FunctionConfig {
     /// Longest time of one invocation.
     #[serde(deserialize_with = "duration")]
     pub(crate) timeout: Duration,
+    /// The most that a function may ask for instead.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) longest_timeout: Duration,
     /// Longest time from start to ready.
     #[serde(deserialize_with = "duration")]
     pub(crate) ready: Duration,
@@ -126,6 +129,7 @@ impl Default for FunctionConfig {
             memory: 128 << 20,
             processes: 256,
             timeout: Duration::from_mins(1),
+            longest_timeout: Duration::from_hours(24),
             ready: Duration::from_secs(30),
         }
     }

@@ -180,7 +180,11 @@ impl Cloud {
         git.recover(&GitSink::new(Arc::clone(&pipeline))).await?;
         let invoker = Invoker::new(
             Arc::clone(&shared_engine),
-            InvokeOptions { timeout: config.function.timeout, ..InvokeOptions::new(RELEASE) },
+            InvokeOptions {
+                timeout: config.function.timeout,
+                longest_timeout: config.function.longest_timeout,
+                ..InvokeOptions::new(RELEASE)
+            },
         );
         let queue = Queue::start(QueueParts {
             store: CallStore::open(&data_dir.queue(), &data_dir.queue_blobs())?,

@@ -363,7 +363,13 @@ pub async fn house(
     let mut chosen_limits = EdgeLimits::usual();
     limits(&mut chosen_limits);
     let invoker = Invoker::new(Arc::clone(&engine) as Arc<dyn Engine>, chosen);
-    let answer = |text: &'static str| axum::Router::new().fallback(move || async move { text });
+    let count = |body: Bytes| async move { format!("{} bytes", body.len()) };
+    let answer = |text: &'static str| {
+        axum::Router::new()
+            .route("/read", axum::routing::post(count))
+            .route("/system/read", axum::routing::post(count))
+            .fallback(move || async move { text })
+    };
     let gateway = answer("gateway")
         .route("/panic", axum::routing::get(|| async { panic!("as the test wants") as () }));
     let edge = Edge::new(EdgeParts {
