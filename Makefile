@@ -1,6 +1,6 @@
 # The front door. What is more than a line lives in xtask/.
 .DEFAULT_GOAL := help
-.PHONY: up test test-templates lint bench clean help
+.PHONY: up test test-templates lint bench fuzz clean help
 
 up: ## Install what is missing, build, start the whole cloud here and push an example (ARGS="--listen …" passes flags)
 	@cargo xtask up $(ARGS)
@@ -16,6 +16,9 @@ lint: ## Format check, clippy with warnings as errors, repository rules
 
 bench: ## Measure the budgets side by side with a peer and print them as a table
 	@cargo xtask bench $(ARGS)
+
+fuzz: ## Throw random bytes at what strangers send (TARGET=host_and_path|place|alert, SECONDS=60)
+	@cargo xtask fuzz $(or $(TARGET),host_and_path) $(or $(SECONDS),60)
 
 clean: ## Remove what the build and the tests left
 	@cargo xtask clean

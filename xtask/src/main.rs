@@ -49,6 +49,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Throw random bytes at what reads strangers' bytes, until something breaks or time is up.
+    Fuzz {
+        /// Which program, a file in `fuzz/targets` without its ending.
+        target: String,
+        /// For how long.
+        #[arg(default_value_t = 60)]
+        seconds: u64,
+    },
     /// Remove what the build and the tests left.
     Clean,
 }
@@ -72,8 +80,37 @@ fn run_task(task: Task) -> Result<()> {
         Task::Lint => lint(&root),
         Task::Rules => rules::check(&root),
         Task::Bench { arguments } => bench(&root, &arguments),
+        Task::Fuzz { target, seconds } => fuzz(&root, &target, seconds),
         Task::Clean => run(&mut cargo(&root, &["clean"])),
     }
+}
+
+/// What makes the compiler tell libFuzzer which way the program took; works on stable Rust.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+    -Ccodegen-units=1 --cfg fuzzing";
+
+/// Samples in `fuzz/corpus` are where it begins; what it finds on its way stays below `target`.
+fn fuzz(root: &Path, target: &str, seconds: u64) -> Result<()> {
+    let samples = root.join("fuzz/corpus").join(target);
+    if !samples.is_dir() {
+        anyhow::bail!("there is no `{target}`; look into fuzz/targets for what there is");
+    }
+    let folder = root.join("target/fuzz");
+    let (found, broken) = (folder.join("corpus").join(target), folder.join("broken"));
+    std::fs::create_dir_all(&found)?;
+    std::fs::create_dir_all(&broken)?;
+    let mut build = cargo(root, &["build", "--release", "--locked"]);
+    build.args(["--manifest-path", "fuzz/Cargo.toml", "--bin", target, "--target-dir"]);
+    // A target of its own keeps the flags away from build scripts.
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    build.arg(&folder).args(["--target", &host]).env("RUSTFLAGS", COVERAGE);
+    run(&mut build)?;
+    let mut program = std::process::Command::new(folder.join(host).join("release").join(target));
+    program.arg(format!("-max_total_time={seconds}")).args(["-max_len=4096", "-timeout=10"]);
+    program.arg(format!("-artifact_prefix={}/{target}-", broken.display()));
+    run(program.arg(found).arg(samples))
 }
 
 /// The folder that holds the workspace.

@@ -83,6 +83,7 @@ pub(crate) fn environment(
     };
     process.env.iter().for_each(|(name, value)| set(name, value));
     spec.environment.iter().for_each(|(name, value)| set(name, value));
+    spec.timeout_variables().for_each(|(name, value)| set(name, &value));
     if let Some(process) = &spec.process {
         set("fprocess", process);
     }
@@ -271,12 +272,14 @@ mod tests {
         spec.environment.insert("OPENFAAS_NAME".into(), "forged".into());
         spec.environment.insert("a".into(), "b".into());
         spec.process = Some("env".into());
+        spec.annotations.insert(updraft_model::annotations::TIMEOUT.into(), "90".into());
         let env = environment(&process, &spec, &user());
         let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!(get("PATH"), Some("/x"));
         assert_eq!(get("HOME"), Some("/home/app"));
         assert_eq!(get("fprocess"), Some("env"));
         assert_eq!(get("a"), Some("b"));
+        assert_eq!(get("exec_timeout"), Some("1m30s"));
         assert_eq!(get("OPENFAAS_NAME"), Some("f"));
         assert_eq!(get("OPENFAAS_NAMESPACE"), Some("openfaas-fn"));
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::function::annotations::{
     AUTH, AUTH_SECRET, CONCURRENCY, PROTOCOL, QUEUE_LIMIT, TIMEOUT,
 };
-use crate::{FunctionSpec, SecretName, SpecError, parse_duration};
+use crate::{FunctionSpec, SecretName, SpecError, format_duration, parse_duration};
 
 /// Environment variables with which OpenFaaS functions say how long a call may take.
 const TIMEOUT_VARIABLES: [&str; 3] = ["exec_timeout", "write_timeout", "read_timeout"];
@@ -61,6 +61,17 @@ impl FunctionSpec {
             let given = TIMEOUT_VARIABLES.iter().filter_map(|name| self.environment.get(*name));
             given.filter_map(limit).max()
         })
+    }
+
+    /// The environment variables that tell a watchdog of the annotated timeout: those that the
+    /// function does not set itself, so that all parts on the way keep to one limit.
+    pub fn timeout_variables(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let annotated = self.annotations.get(TIMEOUT).and_then(|_| self.timeout());
+        let unset = |name: &&str| !self.environment.contains_key(*name);
+        let names = TIMEOUT_VARIABLES.into_iter().filter(unset);
+        annotated
+            .into_iter()
+            .flat_map(move |limit| names.clone().map(move |name| (name, format_duration(limit))))
     }
 
     /// Most calls at once on each replica: the smaller of the annotation and `max_inflight` in
@@ -183,6 +194,20 @@ mod tests {
         check(&[], &[("exec_timeout", "0"), ("write_timeout", "soon")], None);
         check(&[(TIMEOUT, "3")], &[("exec_timeout", "10s")], Some(3));
         check(&[(TIMEOUT, "0")], &[("exec_timeout", "10s")], Some(10));
+    }
+
+    #[test]
+    fn the_watchdog_is_told_of_the_annotation_and_overruled_in_nothing_else() {
+        let told = |annotations: &[_], environment: &[_]| {
+            spec(annotations, environment).timeout_variables().collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[], &[("exec_timeout", "10s")]), []);
+        let minutes = |name| (name, "1m30s".to_owned());
+        assert_eq!(
+            told(&[(TIMEOUT, "90")], &[("exec_timeout", "10s")]),
+            [minutes("write_timeout"), minutes("read_timeout")]
+        );
+        assert_eq!(told(&[(TIMEOUT, "90")], &[]).len(), 3);
     }
 
     #[test]

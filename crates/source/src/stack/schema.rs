@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use updraft_model::{FunctionName, ImageRef, annotations, labels};
+use updraft_model::{FunctionName, ImageRef, annotations, labels, parse_duration};
 
 use super::fields::Reader;
 use super::{FUNCTIONS_MAX, StackFunction};
@@ -12,7 +12,7 @@ use crate::yaml::{Entry, Node, Value};
 
 const TOP_FIELDS: [&str; 4] = ["version", "provider", "functions", "configuration"];
 
-const FUNCTION_FIELDS: [&str; 22] = [
+const FUNCTION_FIELDS: [&str; 23] = [
     "lang",
     "handler",
     "image",
@@ -35,6 +35,7 @@ const FUNCTION_FIELDS: [&str; 22] = [
     "registry_auth",
     "network",
     "name",
+    "timeout",
 ];
 
 /// Labels and annotations with this prefix say where a function came from; only a push sets them.
@@ -171,6 +172,7 @@ fn function(
     let mut function = StackFunction { line: name_position.line, ..StackFunction::default() };
     let mut image_position = name_position;
     let mut build_options_line = None;
+    let mut timeout = None;
     for entry in reader.map(node, name.as_str())? {
         let position = entry.node.position;
         let field = entry.key.clone();
@@ -231,6 +233,17 @@ fn function(
                     reader.list(entry.node, &field)?.into_iter().map(|(_, text)| text).collect();
             }
             "build_args" => function.build_args = build_args(reader, entry.node)?,
+            "timeout" => {
+                let position = entry.node.position;
+                timeout = reader.optional(entry.node, &field)?;
+                let fits = |text: &String| parse_duration(text).is_ok_and(|limit| !limit.is_zero());
+                if timeout.as_ref().is_some_and(|text| !fits(text)) {
+                    let message = format!(
+                        "`timeout` of function `{name}` is no duration above zero, such as `30` or `1m30s`"
+                    );
+                    return Err(reader.complain(position, message));
+                }
+            }
             "namespace" => {
                 let position = entry.node.position;
                 if let Some(text) = reader.optional(entry.node, &field)? {
@@ -261,6 +274,9 @@ fn function(
                 reader.warn_unknown(&entry, &whose, &FUNCTION_FIELDS);
             }
         }
+    }
+    if let Some(timeout) = timeout {
+        function.annotations.entry(annotations::TIMEOUT.to_owned()).or_insert(timeout);
     }
     take_process(&mut function);
     required(reader, name, name_position, &function, image_position)?;

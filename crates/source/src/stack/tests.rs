@@ -55,6 +55,7 @@ functions:
     limits: {memory: 40Mi, cpu: 100m}
     requests: {memory: 20Mi}
     readonly_root_filesystem: true
+    timeout: 90
     build_options: [dev]
     build_args: {GO111MODULE: off, N: 1}
 configuration:
@@ -81,6 +82,7 @@ fn every_field_is_read() {
     assert_eq!(function.labels["com.openfaas.scale.min"], "2");
     assert_eq!(function.labels["com.openfaas.scale.zero"], "true");
     assert_eq!(function.annotations["schedule"], "*/5 * * * *");
+    assert_eq!(function.annotations["updraft.timeout"], "90");
     assert_eq!(function.limits.as_ref().unwrap().memory.as_ref().unwrap().bytes(), 40 << 20);
     assert_eq!(function.requests.as_ref().unwrap().cpu, None);
     assert_eq!(function.read_only_root, Some(true));
