@@ -24,7 +24,21 @@ pub(crate) async fn requests_per_second(
     connections: u32,
     time: Duration,
 ) -> Result<f64> {
-    let output = Command::new("wrk")
+    requests_per_second_from(None, target, connections, time).await
+}
+
+/// The same with the load coming from one core where one is given.
+pub(crate) async fn requests_per_second_from(
+    core: Option<&str>,
+    target: &Target,
+    connections: u32,
+    time: Duration,
+) -> Result<f64> {
+    let mut command = Command::new(if core.is_some() { "taskset" } else { "wrk" });
+    if let Some(core) = core {
+        command.args(["-c", core, "wrk"]);
+    }
+    let output = command
         .args(["--threads", "1", "--connections", &connections.to_string()])
         .args(["--duration", &format!("{}s", time.as_secs())])
         .args(["--header", &format!("Host: {}", target.host)])

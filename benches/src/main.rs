@@ -7,6 +7,7 @@ mod load;
 mod measure;
 mod nginx;
 mod report;
+mod watchdog;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -38,10 +39,16 @@ enum Measurement {
     Throughput,
     /// What the whole cloud costs while nothing happens.
     Idle,
+    /// The watchdog beside the function alone, and beside bare processes.
+    Watchdog,
+}
+
+fn main() -> Result<()> {
+    if watchdog::play_part()? { Ok(()) } else { measure_all() }
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn measure_all() -> Result<()> {
     let arguments = Arguments::parse();
     let wanted = |measurement: Measurement| {
         arguments.measurements.is_empty() || arguments.measurements.contains(&measurement)
@@ -65,6 +72,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Measurement::Throughput) {
         measure::throughput(&mut report, scale).await?;
+    }
+    if wanted(Measurement::Watchdog) {
+        watchdog::watchdog(&mut report, scale).await?;
     }
     report.print();
     Ok(())

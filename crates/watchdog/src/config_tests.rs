@@ -281,3 +281,38 @@ fn classic_integers_that_make_no_sense_are_the_default() {
         assert_eq!((config.port, config.max_inflight), (8080, None));
     }
 }
+
+#[test]
+fn variables_of_the_classic_watchdog_change_nothing_in_other_modes() {
+    let variables =
+        ["write_debug", "read_debug", "combine_output", "cgi_headers", "marshal_request"]
+            .map(|name| (name, "true"));
+    assert_eq!(streaming(&variables), streaming(&[]));
+}
+
+#[test]
+fn every_variable_that_is_read_is_in_the_guide() {
+    const GUIDE: &str = include_str!("../../../docs/watchdog.md");
+    let names = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    for mode in ["http", "streaming", "serializing", "classic", "static"] {
+        let config = Config::from_lookup(|name| {
+            names.borrow_mut().insert(name.to_owned());
+            let value = match name {
+                "mode" => mode,
+                "fprocess" => "cat",
+                "upstream_url" => "http://127.0.0.1:1",
+                "jwt_auth" => "true",
+                "OPENFAAS_NAME" => "env",
+                "OPENFAAS_NAMESPACE" => "dev",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        });
+        assert!(config.is_ok(), "{mode}: {config:?}");
+    }
+    let names = names.into_inner();
+    assert!(names.len() > 40, "{names:?}");
+    let missing: Vec<_> =
+        names.iter().filter(|name| !GUIDE.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

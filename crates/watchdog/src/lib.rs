@@ -1,10 +1,11 @@
 //! The watchdog: the small binary inside each function container. HTTP comes in on one port, and
 //! the function's process answers behind it.
 //!
-//! A call's way: `server` accepts and guards, then `proxy` (mode http), `fork` (streaming and
-//! serializing) or `files` (static) answers; `life` knows whether calls are welcome, `run` starts
-//! and ends everything. It depends on no other crate of the workspace, resolves no names and reads
-//! no user database, so that it runs alone in an empty image as PID 1.
+//! A call's way: `server` accepts and guards, `auth` asks for its token, then `proxy` (mode http),
+//! `fork` (streaming, serializing, classic) or `files` (static) answers; `life` knows whether calls
+//! are welcome, `metrics` counts them, `run` starts and ends everything. It depends on no other
+//! crate of the workspace and on no C library that would look up names or users, so that it runs
+//! alone in an empty image as PID 1.
 
 mod auth;
 mod body;

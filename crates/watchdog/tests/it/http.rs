@@ -177,6 +177,23 @@ fn event_streams_outlive_exec_timeout_and_end_at_write_timeout() {
 }
 
 #[test]
+fn a_stream_that_never_begins_is_504_at_write_timeout() {
+    let port = function(|stream, _| stream.read(&mut [0]).is_ok_and(|read| read > 0));
+    let watchdog = Watchdog::before(port, &[("write_timeout", "300ms"), ("exec_timeout", "0")]);
+    assert_ours(&watchdog.get_with("/", "Accept: application/x-ndjson\r\n"), 504);
+}
+
+#[test]
+fn an_answer_of_unknown_length_has_no_size_in_its_access_line() {
+    let port = function(|stream, _| {
+        write(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+    });
+    let watchdog = Watchdog::before(port, &[]);
+    assert_eq!(watchdog.get("/long").body, "hi");
+    watchdog.wait_line("GET /long - 200 OK - ContentLength: -1B (");
+}
+
+#[test]
 fn a_stream_that_carries_nothing_for_too_long_is_ended_but_not_one_that_carries_little() {
     let port = function(|stream, head| {
         let begin = if head.contains("Upgrade") {

@@ -47,6 +47,8 @@ fn the_start_is_logged_line_by_line() {
         ("exec_timeout", "500ms"),
     ]);
     watchdog.wait_healthy();
+    let version = watchdog.wait_line(" Version: ");
+    assert!(version.contains("\tSHA: "), "{version}");
     watchdog.wait_line(" Watchdog mode: streaming\tfprocess: \"cat -\"");
     watchdog.wait_line(" Timeouts: read: 30s write: 1m30s hard: 500ms health: 1m30s");
     watchdog.wait_line(&format!(" Writing lock-file to: {}", watchdog.lock_file().display()));
