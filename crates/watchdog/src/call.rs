@@ -87,11 +87,12 @@ impl Call {
         place: Option<Place>,
         measured: Option<Measured>,
         connection: Arc<ConnectionClock>,
+        started: Instant,
         end: Instant,
     ) -> Self {
         connection.begin(end);
         Self {
-            started: Instant::now(),
+            started,
             status: StatusCode::GATEWAY_TIMEOUT,
             place,
             measured,

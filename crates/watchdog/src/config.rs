@@ -13,6 +13,8 @@ use crate::lines::LineStyle;
 use crate::log::LogFormat;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most headers that can be asked for.
+const MAX_HEADERS: usize = 10_000;
 const DEFAULT_KEY_REFRESH: Duration = Duration::from_mins(5);
 /// Where Kubernetes says in which namespace a pod is.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
@@ -294,6 +296,9 @@ pub struct Config {
     pub(crate) quiet_drain: bool,
     /// Most bytes of one body held in memory.
     pub(crate) max_buffer: usize,
+    /// Most headers of a request or an answer where it is not hyper's 100; room for more is made
+    /// for every message and costs a tenth of what mode http can serve.
+    pub(crate) max_headers: Option<usize>,
 }
 
 impl Config {
@@ -372,6 +377,9 @@ impl Config {
             max_buffer: get("updraft_max_buffer")
                 .and_then(|text| text.parse().ok())
                 .unwrap_or(DEFAULT_BUFFER),
+            max_headers: get("updraft_max_headers")
+                .and_then(|text| text.parse().ok())
+                .filter(|most| (1..=MAX_HEADERS).contains(most)),
         })
     }
 }

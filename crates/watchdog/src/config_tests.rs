@@ -173,6 +173,10 @@ fn our_own_switches_are_off() {
     assert!(!config.early_ready && !config.early_sigterm && !config.quiet_drain);
     assert_eq!((config.x_timeout, config.stream_idle_timeout), (true, None));
     assert_eq!(config.metrics_port, Some(8081));
+    assert_eq!(config.max_headers, None);
+    for (text, expected) in [("1000", Some(1000)), ("0", None), ("10001", None), ("x", None)] {
+        assert_eq!(streaming(&[("updraft_max_headers", text)]).max_headers, expected);
+    }
     assert_eq!(streaming(&[("metrics_port", "0")]).metrics_port, None);
     let port = super::Config::from_lookup(|name| match name {
         "fprocess" => Some("cat".to_owned()),

@@ -24,6 +24,7 @@ mod proxy;
 mod resolve;
 mod run;
 mod server;
+mod socket;
 mod upstream;
 
 pub use config::{Config, ConfigError};

@@ -67,7 +67,7 @@ pub(crate) async fn call(
     let upload_deadline = Deadline::after(call.started, app.config.read_timeout);
     let mut upload = Upload::Passing(incoming, upload_deadline);
     if app.config.buffer_request {
-        upload = match Limited::new(upload, app.config.max_buffer).collect().await {
+        upload = match Box::pin(Limited::new(upload, app.config.max_buffer).collect()).await {
             Ok(collected) => Upload::Full(collected.to_bytes()),
             Err(error) => {
                 let status = unreadable(&*error);

@@ -184,7 +184,7 @@ async fn ask(server: SocketAddr, name: &str, kind: Kind) -> io::Result<Vec<IpAdd
     let [high, low, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
     let id = [high, low];
     socket.send(&question(id, name, kind)?).await?;
-    let mut answer = [0; 4096];
+    let mut answer = vec![0; 4096];
     loop {
         let length = socket.recv(&mut answer).await?;
         match addresses(answer.get(..length).unwrap_or_default(), id, kind) {

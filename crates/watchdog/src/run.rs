@@ -111,7 +111,7 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
     let target = match &config.mode {
         Mode::Http { command, upstream } => {
             function = Some(start_function(&children, command, &config, log)?);
-            Target::Http(Arc::new(Upstream::new(upstream.clone())))
+            Target::Http(Arc::new(Upstream::new(upstream.clone(), config.max_headers)))
         }
         Mode::Streaming { command } => Target::Streaming(command.clone()),
         Mode::Serializing { command } => Target::Serializing(command.clone()),

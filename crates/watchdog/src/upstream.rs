@@ -12,14 +12,14 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::body::Upload;
 use crate::config::UpstreamAddress;
 use crate::resolve::Resolver;
-use crate::server::{HEADER_LIMIT, MAX_HEADERS};
+use crate::server::HEADER_LIMIT;
+use crate::socket::Socket;
 
 /// How long an unused connection is kept: shorter than any server's own limit in the wild, so that
 /// a request seldom meets a connection that is just being closed.
@@ -44,6 +44,8 @@ pub(crate) struct Upstream {
     /// Where the host is an address, which spares asking for every connection.
     literal: Option<SocketAddr>,
     resolver: Resolver,
+    /// Most headers of an answer, where it is not the usual number.
+    max_headers: Option<usize>,
     idle: Mutex<Pool>,
 }
 
@@ -81,10 +83,11 @@ impl Lease {
 }
 
 impl Upstream {
-    pub(crate) fn new(address: UpstreamAddress) -> Self {
+    pub(crate) fn new(address: UpstreamAddress, max_headers: Option<usize>) -> Self {
         let host = address.host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
         let literal = host.map(|host| SocketAddr::new(host, address.port));
-        Self { address, literal, resolver: Resolver::default(), idle: Mutex::default() }
+        let (resolver, idle) = (Resolver::default(), Mutex::default());
+        Self { address, literal, resolver, max_headers, idle }
     }
 
     /// Opens a connection at the first address that takes one.
@@ -124,7 +127,8 @@ impl Upstream {
         loop {
             let (mut sender, fresh) = match self.checkout() {
                 Some(sender) => (sender, false),
-                None => (self.connect().await?, true),
+                // On the heap, as it is seldom needed: every call carries room for what is not.
+                None => (Box::pin(self.connect()).await?, true),
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
@@ -152,13 +156,13 @@ impl Upstream {
             |cause| SendError::Connect { authority: self.address.authority.clone(), cause };
         let stream = self.dial().await.map_err(connect_error)?;
         stream.set_nodelay(true).map_err(connect_error)?;
-        let (sender, connection) = http1::Builder::new()
-            .title_case_headers(true)
-            .max_buf_size(HEADER_LIMIT)
-            .max_headers(MAX_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(SendError::Exchange)?;
+        let mut builder = http1::Builder::new();
+        builder.title_case_headers(true).max_buf_size(HEADER_LIMIT);
+        if let Some(most) = self.max_headers {
+            builder.max_headers(most);
+        }
+        let (sender, connection) =
+            builder.handshake(Socket::new(stream)).await.map_err(SendError::Exchange)?;
         tokio::spawn(async move {
             // Its failures reach whoever waits for the answer.
             let _reported_there = connection.with_upgrades().await;
