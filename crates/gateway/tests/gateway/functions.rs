@@ -300,6 +300,40 @@ async fn the_desired_number_shows_right_after_scaling() {
 }
 
 #[tokio::test]
+async fn an_operator_may_scale_beyond_the_maximum_of_the_scaler_and_to_zero() {
+    let gateway = Gateway::new().await;
+    gateway.deploy(r#"{"service":"f","image":"i","labels":{"com.openfaas.scale.max":"2"}}"#).await;
+    for replicas in [7, 0, 1] {
+        let body = format!(r#"{{"serviceName":"f","replicas":{replicas}}}"#);
+        gateway.call("POST", "/system/scale-function/f", &body).await.succeeds(202);
+        let read = gateway.get("/system/function/f").await.json();
+        assert_eq!(read["replicas"].as_u64().unwrap_or(0), replicas);
+    }
+}
+
+#[tokio::test]
+async fn labels_of_scaling_and_annotations_of_events_are_never_refused() {
+    let gateway = Gateway::new().await;
+    let labels = json!({
+        "com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "1m",
+        "com.openfaas.scale.target": "10", "com.openfaas.scale.type": "capacity",
+        "com.openfaas.scale.target-proportion": "0.5", "com.openfaas.scale.down.window": "1m",
+    });
+    let annotations = json!({
+        "topic": "payments.received,payments.failed", "com.openfaas.queue": "slow",
+        "eks.amazonaws.com/role-arn": "x", "gke.io/x": "y", "prometheus.io.scrape": "true",
+        "com.openfaas.retry.attempts": "3", "com.openfaas.profile": "a,b",
+    });
+    let body = json!({"service": "f", "image": "i", "labels": labels, "annotations": annotations});
+    gateway.deploy(&body.to_string()).await;
+    let read = gateway.get("/system/function/f").await.json();
+    assert_eq!(read["annotations"], annotations);
+    for (key, value) in labels.as_object().unwrap() {
+        assert_eq!(&read["labels"][key], value);
+    }
+}
+
+#[tokio::test]
 async fn the_namespace_is_read_from_body_query_and_name_on_every_verb() {
     let gateway = Gateway::new().await;
     gateway.call("POST", "/system/namespace/", r#"{"name":"dev"}"#).await.succeeds(201);

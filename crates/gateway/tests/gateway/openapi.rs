@@ -261,6 +261,18 @@ async fn answers_are_as_described() {
     assert_eq!(called, described, "every operation is called");
 }
 
+/// `faas-cli` takes 204 for a failure, and ends with an error after a deployment with 201.
+#[test]
+fn nothing_answers_204_and_only_namespaces_answer_201() {
+    let document = document();
+    for (method, path, operation) in operations(&document) {
+        let statuses = operation["responses"].as_object().unwrap();
+        assert!(!statuses.contains_key("204"), "{method} {path}");
+        let creates_namespace = method == "post" && path.starts_with("/system/namespace/");
+        assert_eq!(statuses.contains_key("201"), creates_namespace, "{method} {path}");
+    }
+}
+
 #[tokio::test]
 async fn the_document_is_served_to_anybody() {
     let answer = Gateway::new().await.call_as(None, "GET", "/system/openapi.json", "").await;
