@@ -77,6 +77,14 @@ pub mod annotations {
     pub const TOPIC: &str = "topic";
     /// When a function with topic `cron-function` is called: cron expressions separated by `;`.
     pub const SCHEDULE: &str = "schedule";
+    /// `allow`: a scheduled run may begin while the one before is under way; else it is skipped.
+    pub const SCHEDULE_OVERLAP: &str = "updraft.schedule.overlap";
+    /// `once`: the last of the times that were missed is made up for; else none is.
+    pub const SCHEDULE_MISSED: &str = "updraft.schedule.missed";
+    /// Path and query that a scheduled run calls; default `/`.
+    pub const SCHEDULE_PATH: &str = "updraft.schedule.path";
+    /// Body of a scheduled run; default none.
+    pub const SCHEDULE_BODY: &str = "updraft.schedule.body";
     /// Secret of the function's namespace that holds credentials for its image's registry, as a
     /// Docker client's configuration: `{"auths":{…}}`.
     pub const PULL_SECRET: &str = "updraft.pull-secret";

@@ -6,7 +6,7 @@
 //! bears. An answer that promises to get better is asked for again, later and later; one that does
 //! not come at all ends as a dead letter, which people look at, make again or discard. Whoever
 //! asked to be told is told. The queue decides nothing about who may call what, speaks no HTTP to
-//! callers, and never makes a call that it was not asked for.
+//! callers, and never makes a call that it was not asked for. [`Schedules`] asks by the clock.
 
 mod callback;
 mod dispatch;
@@ -16,6 +16,7 @@ mod metrics;
 mod options;
 mod policy;
 mod queue;
+mod schedule;
 mod shared;
 mod submit;
 mod work;
@@ -27,6 +28,7 @@ pub use error::{QueueError, SubmitError};
 pub use options::QueueOptions;
 pub use policy::RetryPolicy;
 pub use queue::{Queue, QueueParts};
+pub use schedule::{ScheduleParts, ScheduleView, ScheduledRun, Schedules};
 pub use submit::NewCall;
 pub use updraft_store::queue::{
     CallFilter, CallId, CallRecord, CallResult, CallState, CallStore, CallbackRecord, CallbackState,
