@@ -5,6 +5,7 @@
 
 mod calls;
 mod connection;
+mod schedules;
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -6,6 +6,7 @@ pub(crate) mod changes;
 pub(crate) mod functions;
 pub(crate) mod git;
 pub(crate) mod pushes;
+pub(crate) mod schedules;
 pub(crate) mod secrets;
 pub(crate) mod server;
 pub(crate) mod tokens;

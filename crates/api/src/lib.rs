@@ -22,7 +22,7 @@ use axum::Router;
 use tokio::sync::Semaphore;
 use updraft_engine::{Engine, Version};
 use updraft_pipeline::{GitSink, Pipeline, UrlOf};
-use updraft_queue::Queue;
+use updraft_queue::{Queue, Schedules};
 use updraft_source::git::{ContentLimits, GitServer, PushSink};
 use updraft_store::Store;
 
@@ -47,6 +47,8 @@ pub struct ApiParts {
     pub pipeline: Arc<Pipeline>,
     /// Asynchronous calls.
     pub queue: Arc<Queue>,
+    /// What calls functions by the clock.
+    pub schedules: Arc<Schedules>,
     /// The pipeline's work folder, where uploads are unpacked.
     pub work: PathBuf,
     /// Most bytes of an upload, as sent.

@@ -4,6 +4,7 @@
 //! a secret's value; the one type that holds a token's text does not print it.
 
 mod calls;
+mod schedules;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use updraft_model::{Digest, FunctionName, ImageRef, OwnerName, RepositoryName, S
 use updraft_store::{BuildId, BuildState, PushId, PushState, TokenId};
 
 pub use calls::{Call, CallResult, Callback, CallbackKey, Redriven};
+pub use schedules::{Schedule, ScheduledRun};
 
 /// A request that was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,6 +18,8 @@ mod git;
 mod harness;
 #[path = "api/pushes.rs"]
 mod pushes;
+#[path = "api/schedules.rs"]
+mod schedules;
 #[path = "api/secrets.rs"]
 mod secrets;
 #[path = "api/tokens.rs"]

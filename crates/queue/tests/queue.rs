@@ -13,3 +13,5 @@ mod house;
 mod restarts;
 #[path = "queue/retries.rs"]
 mod retries;
+#[path = "queue/schedules.rs"]
+mod schedules;

@@ -86,6 +86,8 @@ pub(crate) enum Command {
     /// Asynchronous calls: what waits, what came of it, dead letters
     #[command(subcommand)]
     Calls(Calls),
+    /// What is called by the clock: when next, when last, with what outcome
+    Schedules(Schedules),
     /// Container images kept on this machine
     #[command(subcommand)]
     Images(Images),
@@ -335,6 +337,13 @@ Example:
         /// The token's id, as `list` shows it
         id: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Schedules {
+    /// Only this owner's
+    #[arg(long)]
+    pub(crate) owner: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

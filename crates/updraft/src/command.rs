@@ -13,5 +13,6 @@ pub(crate) mod new;
 pub(crate) mod push;
 pub(crate) mod releases;
 pub(crate) mod remove;
+pub(crate) mod schedules;
 pub(crate) mod secrets;
 pub(crate) mod token;

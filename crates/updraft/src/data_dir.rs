@@ -118,6 +118,11 @@ impl DataDir {
         self.root.join("queue")
     }
 
+    /// What ran by the clock.
+    pub(crate) fn schedules(&self) -> PathBuf {
+        self.root.join("schedules.json")
+    }
+
     /// Signs what callbacks tell.
     pub(crate) fn callback_key(&self) -> PathBuf {
         self.root.join("secrets/callback-key")

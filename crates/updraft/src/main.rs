@@ -73,6 +73,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Remove(function) => command::remove::run(&client()?, function, output).await,
         Command::Secrets(secrets) => command::secrets::run(&client()?, secrets, output).await,
+        Command::Schedules(schedules) => {
+            command::schedules::run(&client()?, schedules, output).await
+        }
         Command::Calls(calls) => command::calls::run(&client()?, calls, output).await,
         Command::Token(token) => {
             command::token::run(&DataDir::create(&global.data_dir)?, token, output).await

@@ -23,7 +23,7 @@ use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMet
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, OwnerName, ResourceSet};
 use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
-use updraft_queue::{CallStore, Queue, QueueParts, SigningKey};
+use updraft_queue::{CallStore, Queue, QueueParts, ScheduleParts, Schedules, SigningKey};
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
@@ -131,6 +131,7 @@ struct Cloud {
     engine: Arc<LocalEngine>,
     pipeline: Arc<Pipeline>,
     queue: Arc<Queue>,
+    schedules: Arc<Schedules>,
     scaler: Arc<Scaler>,
     metrics: Arc<Registry>,
     git: GitServer,
@@ -196,6 +197,12 @@ impl Cloud {
             )?,
         });
         let queue = queue.await?;
+        let schedules = Schedules::start(ScheduleParts {
+            queue: Arc::clone(&queue),
+            invoker: Arc::clone(&invoker),
+            record: data_dir.schedules(),
+        });
+        let schedules = schedules.context("the record of schedules cannot be read")?;
         let backlog = {
             let queue = Arc::clone(&queue);
             move |id: &FunctionId| queue.backlog(id)
@@ -236,6 +243,7 @@ impl Cloud {
             pipeline: Arc::clone(&pipeline),
             engine: shared_engine,
             queue: Arc::clone(&queue),
+            schedules: Arc::clone(&schedules),
             access: access.clone(),
             git: git.clone(),
             work: data_dir.work(),
@@ -253,7 +261,7 @@ impl Cloud {
             root: config.root.clone(),
             limits: EdgeLimits::usual(),
         });
-        Ok(Self { edge, engine, pipeline, queue, scaler, metrics, git, access })
+        Ok(Self { edge, engine, pipeline, queue, schedules, scaler, metrics, git, access })
     }
 
     /// Says that every door is open; the password only when it was just made.
@@ -287,6 +295,7 @@ impl Cloud {
         if !self.git.drain(DRAIN_LIMIT).await {
             tracing::warn!("pushes were still under way; the next start goes on with them");
         }
+        self.schedules.shutdown().await;
         self.queue.shutdown().await;
         self.pipeline.shutdown().await;
         self.scaler.shutdown().await;

@@ -15,7 +15,10 @@ use updraft_engine::{Engine, Version, Wake};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
 use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, UrlOf};
-use updraft_queue::{CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, SigningKey};
+use updraft_queue::{
+    CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules,
+    SigningKey,
+};
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
 
@@ -83,15 +86,23 @@ impl Host {
         let key = SigningKey::new([7; 32]);
         let callback = CallbackOptions::usual("localhost", 8080, key, "0.1.0");
         let calls = CallStore::open(&path("queue.db"), &path("queue")).unwrap();
+        let invoker = Invoker::new(engine.clone(), InvokeOptions::new("0.1.0"));
         let queue = Queue::start(QueueParts {
             store: calls.clone(),
-            invoker: Invoker::new(engine.clone(), InvokeOptions::new("0.1.0")),
+            invoker: Arc::clone(&invoker),
             options: QueueOptions::usual(callback),
         })
         .await
         .unwrap();
+        let schedules = Schedules::start(ScheduleParts {
+            queue: Arc::clone(&queue),
+            invoker,
+            record: path("schedules.json"),
+        })
+        .unwrap();
         let router = router(ApiParts {
             queue,
+            schedules,
             store: store.clone(),
             engine: engine.clone(),
             access: Access::open(store.clone(), &path("password")).unwrap(),

@@ -53,7 +53,7 @@ pub(crate) async fn find<T, F: Future<Output = Option<T>>>(what: &str, found: im
 pub(crate) struct House {
     folder: TempDir,
     engine: Arc<Double>,
-    invoker: Arc<Invoker>,
+    pub(crate) invoker: Arc<Invoker>,
     pub(crate) queue: Arc<Queue>,
     options: QueueOptions,
 }
