@@ -6,8 +6,11 @@
 mod load;
 mod measure;
 mod nginx;
+mod queue;
 mod report;
 mod watchdog;
+
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -41,6 +44,8 @@ enum Measurement {
     Idle,
     /// The watchdog beside the function alone, and beside bare processes.
     Watchdog,
+    /// Asynchronous calls: accepts, latency, and none lost to `kill -9`.
+    Queue,
 }
 
 fn main() -> Result<()> {
@@ -75,6 +80,11 @@ async fn measure_all() -> Result<()> {
     }
     if wanted(Measurement::Watchdog) {
         watchdog::watchdog(&mut report, scale).await?;
+    }
+    if wanted(Measurement::Queue) {
+        queue::accepts(&mut report, Duration::from_secs(10 / scale as u64)).await?;
+        queue::latency(&mut report, 400 / scale).await?;
+        queue::kills(&mut report, 100_000 / scale).await?;
     }
     report.print();
     Ok(())

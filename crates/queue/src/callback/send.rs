@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -27,6 +27,22 @@ use crate::shared::{Shared, now};
 
 /// Bytes of a receiver's answer that are read, so that it can end well.
 const ANSWER_MAX: usize = 64 << 10;
+
+/// Headers of the function's answer that would mean something else to the receiver.
+const NOT_TOLD: [HeaderName; 12] = [
+    CONTENT_LENGTH,
+    HOST,
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::DATE,
+    header::EXPECT,
+    header::PROXY_AUTHORIZATION,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 
 const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
@@ -166,9 +182,7 @@ fn request(shared: &Shared, callback: &LeasedCallback, url: &Uri) -> Option<Requ
         (headers, Bytes::from(told.to_string()), false)
     };
     let mut headers = answered;
-    // These belong to the exchange with the function; its cookies are nobody else's.
-    for name in ["content-length", "connection", "transfer-encoding", "set-cookie", "host", "date"]
-    {
+    for name in NOT_TOLD {
         headers.remove(name);
     }
     let status = record.status.unwrap_or(503);

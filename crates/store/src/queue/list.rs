@@ -199,11 +199,11 @@ impl CallStore {
                 // The newest that is one too many, by state: done and cancelled count alike.
                 let floor = |states: &str, kept: u64| {
                     c.prepare_cached(&format!(
-                        "SELECT max(seq) FROM (SELECT seq FROM calls
-                         WHERE state >= 2 AND state IN ({states})
-                         ORDER BY seq DESC LIMIT -1 OFFSET ?1)"
+                        "SELECT seq FROM calls WHERE state >= 2 AND state IN ({states})
+                         ORDER BY seq DESC LIMIT 1 OFFSET ?1"
                     ))?
-                    .query_row([number(kept)], |row| row.get::<_, Option<i64>>(0))
+                    .query_row([number(kept)], |row| row.get::<_, i64>(0))
+                    .optional()
                     .map(|floor| floor.unwrap_or(-1))
                 };
                 let (done_floor, dead_floor) =
