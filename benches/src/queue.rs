@@ -136,8 +136,9 @@ pub(crate) async fn latency(report: &mut Report, calls: usize) -> Result<()> {
             let read = stream.read(&mut request).await;
             let at = Instant::now();
             let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-            if read.is_ok() && stream.write_all(answer).await.is_ok() {
-                drop(tell.send(at).await);
+            let answered = read.is_ok() && stream.write_all(answer).await.is_ok();
+            if answered && tell.send(at).await.is_err() {
+                return;
             }
         }
     });
