@@ -270,7 +270,7 @@ fn collect(value: &Value, expressions: &mut Vec<String>) {
     }
 }
 
-/// The metrics that a PromQL expression names.
+/// The metrics that an expression names.
 fn metric_names(expression: &str) -> BTreeSet<String> {
     // Selectors, ranges, texts and the label lists of groupings name no metric.
     let mut plain = String::new();

@@ -178,6 +178,33 @@ async fn a_function_is_kept_warm_within_its_window() {
 }
 
 #[tokio::test]
+async fn an_alert_raises_the_replicas_and_its_end_takes_them_back() {
+    let cloud = cloud("[scaler]\nfollow_load = false");
+    let four = json!({"com.openfaas.scale.max": "4", "com.openfaas.scale.factor": "50"});
+    deploy(&cloud, "alarmed", "cat", four, json!({})).await;
+    let alert = async |status: &str| {
+        let body = json!({
+            "receiver": "scale-up", "status": status,
+            "alerts": [
+                {"status": status, "labels": {
+                    "alertname": "APIHighInvocationRate", "function_name": "alarmed.openfaas-fn",
+                }},
+                {"status": status, "labels": {"function_name": "nobody"}},
+            ],
+        });
+        let answer = cloud.openfaas("POST", "/system/alert", &body.to_string()).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+        number(&cloud, "alarmed", "replicas").await
+    };
+    assert_eq!(alert("firing").await, 3);
+    assert_eq!(alert("firing").await, 4);
+    assert_eq!(alert("firing").await, 4);
+    assert_eq!(alert("resolved").await, 1);
+    let broken = cloud.openfaas("POST", "/system/alert", "nonsense").await;
+    assert_eq!(broken.status, 400);
+}
+
+#[tokio::test]
 async fn after_a_restart_nothing_stops_before_it_was_idle_for_its_whole_time() {
     let mut cloud = cloud("");
     let zero = json!({"com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "4s"});

@@ -118,6 +118,8 @@ pub(crate) struct Entry {
     active: Instant,
     /// When the engine is next asked to freeze or stop it.
     ask_again: Option<Instant>,
+    /// Until when the engine is not asked for anything, because it failed.
+    paused: Option<Instant>,
     read_status: Option<Instant>,
     read_usage: Option<Instant>,
     /// Processor seconds since the last look, when they could be told.
@@ -145,6 +147,7 @@ impl Entry {
             seen: Seen { at: now, started: load.started },
             active: now,
             ask_again: None,
+            paused: None,
             read_status: None,
             read_usage: None,
             used: None,
@@ -289,10 +292,10 @@ impl Entry {
             self.active = now;
         }
         let current = self.current?;
-        let may_ask = self.ask_again.is_none_or(|at| now >= at);
-        if !may_ask && matches!(self.state, State::Asleep | State::Frozen) {
+        if self.paused.is_some_and(|until| now < until) {
             return None;
         }
+        let may_ask = self.ask_again.is_none_or(|at| now >= at);
         let because_warm = |action| Some(Step { action, reason: "warm window".to_owned() });
         match (self.state, warm) {
             (State::Asleep, Some(floor)) => return because_warm(Action::Scale(floor)),
@@ -348,9 +351,14 @@ impl Entry {
         *count += 1;
     }
 
-    /// The engine did not do what it was asked, and is left in peace for a while.
+    /// It did not rest when it was asked to, and is asked again after a while or the next call.
     pub(crate) fn refused(&mut self, now: Instant) {
         self.ask_again = Some(now + ASK_AGAIN);
+    }
+
+    /// The engine failed, and is left in peace for a while.
+    pub(crate) fn failed(&mut self, now: Instant) {
+        self.paused = Some(now + ASK_AGAIN);
     }
 }
 

@@ -113,14 +113,14 @@ impl Scaler {
 
     async fn heed(&self, id: &FunctionId, status: AlertStatus) -> Result<bool, EngineError> {
         let ScalerParts { engine, options, .. } = &self.shared.parts;
-        let Some(function) = engine.get(id).await? else { return Ok(false) };
+        let Some(function) = limited(id, engine.get(id)).await? else { return Ok(false) };
         let current = function.replicas;
         let (policy, _) = Policy::of(&function.spec, options);
         let wanted = after_alert(status, current, &policy);
         if wanted == current {
             return Ok(false);
         }
-        engine.scale(id, wanted).await?;
+        limited(id, engine.scale(id, wanted)).await?;
         let firing = status == AlertStatus::Firing;
         tracing::info!(
             "{id} {current} => {wanted}: alert {}",
@@ -176,10 +176,12 @@ impl Shared {
             };
             let Some(step) = step else { continue };
             let done = self.act(&id, &step).await;
-            if let Some(entry) = self.entries().get_mut(&id)
-                && !done
-            {
-                entry.refused(now);
+            if let Some(entry) = self.entries().get_mut(&id) {
+                match done {
+                    Ok(true) | Err(EngineError::UnknownFunction(_)) => {}
+                    Ok(false) => entry.refused(now),
+                    Err(_) => entry.failed(now),
+                }
             }
         }
     }
@@ -234,33 +236,41 @@ impl Shared {
     }
 
     /// Does a step; returns whether it was done.
-    async fn act(&self, id: &FunctionId, Step { action, reason }: &Step) -> bool {
+    async fn act(&self, id: &FunctionId, step: &Step) -> Result<bool, EngineError> {
+        let done = self.try_to_act(id, step).await;
+        if let Err(error) = &done
+            && !matches!(error, EngineError::UnknownFunction(_))
+        {
+            tracing::warn!(function = %id, %error, "a function could not be scaled");
+        }
+        done
+    }
+
+    async fn try_to_act(
+        &self,
+        id: &FunctionId,
+        Step { action, reason }: &Step,
+    ) -> Result<bool, EngineError> {
         let engine = &self.parts.engine;
-        let done = match action {
-            Action::Scale(replicas) => self.scale(id, *replicas, reason).await.map(|()| true),
-            Action::Stop if !self.is_idle(id) => return false,
-            Action::Stop => self.scale(id, 0, reason).await.map(|()| true),
-            Action::Wake => limited(id, engine.wake(id)).await.map(|()| {
+        match action {
+            Action::Scale(replicas) => self.scale(id, *replicas, reason).await?,
+            Action::Stop if !self.is_idle(id) => return Ok(false),
+            Action::Stop => self.scale(id, 0, reason).await?,
+            Action::Wake => {
+                limited(id, engine.wake(id)).await?;
                 tracing::info!("{id} thaws: {reason}");
-                true
-            }),
-            Action::Freeze => limited(id, engine.freeze(id)).await.inspect(|frozen| {
-                if *frozen {
-                    tracing::info!("{id} freezes: {reason}");
-                    if let Some(entry) = self.entries().get_mut(id) {
-                        entry.counts.freeze += 1;
-                    }
+            }
+            Action::Freeze => {
+                if !limited(id, engine.freeze(id)).await? {
+                    return Ok(false);
                 }
-            }),
-        };
-        match done {
-            Ok(done) => done,
-            Err(EngineError::UnknownFunction(_)) => false,
-            Err(error) => {
-                tracing::warn!(function = %id, %error, "a function could not be scaled");
-                false
+                tracing::info!("{id} freezes: {reason}");
+                if let Some(entry) = self.entries().get_mut(id) {
+                    entry.counts.freeze += 1;
+                }
             }
         }
+        Ok(true)
     }
 
     async fn scale(&self, id: &FunctionId, replicas: u32, reason: &str) -> Result<(), EngineError> {
