@@ -217,7 +217,7 @@ fn replica_target(cloud: &Cloud) -> Result<Target> {
 }
 
 /// User and system time of a process so far, in hundredths of a second.
-fn cpu_ticks(pid: u32) -> Result<u64> {
+pub(crate) fn cpu_ticks(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = stat.rsplit_once(") ").context("unreadable /proc stat")?;
     let ticks = |index: usize| fields.split(' ').nth(index).and_then(|field| field.parse().ok());

@@ -21,6 +21,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
 use crate::load::{Target, requests_per_second_from};
+use crate::measure::cpu_ticks;
 use crate::report::Report;
 
 /// The parts this program can be started as.
@@ -65,18 +66,20 @@ async fn mode_http(report: &mut Report, time: Duration) -> Result<()> {
     let watchdog = Watchdog::start(&variables)?;
     let idle = watchdog.resident_kib()?;
 
-    // Interleaved, the better of each: other work on the machine only slows down.
-    let (mut ours, mut bare) = (0_f64, 0_f64);
+    // Interleaved, the better of each. A core's worth of work is what counts: other work on the
+    // machine takes wall time from both, but not from one alone.
+    let (mut ours, mut bare) = (Rate::default(), Rate::default());
     for _ in 0..3 {
-        bare = bare.max(load(direct_address, time / 2).await?);
-        ours = ours.max(load(watchdog.address, time / 2).await?);
+        bare = bare.better(load(direct_address, direct.process.id(), time / 2).await?);
+        ours = ours.better(load(watchdog.address, watchdog.process.id(), time / 2).await?);
     }
     drop(direct);
+    let ratio = ours.per_core_second / bare.per_core_second;
     report.row(
         &format!("watchdog, mode http, one core, {CONNECTIONS} connections"),
-        format!("{ours:.0}/s, the function alone {bare:.0}/s, ratio {:.2}", ours / bare),
+        format!("{ours}, the function alone {bare}, ratio {ratio:.2}"),
         "≥ 0.4 × the function alone",
-        Some(ours >= 0.4 * bare),
+        Some(ratio >= 0.4),
     );
     let loaded = watchdog.resident_kib()?;
     report.row(
@@ -93,7 +96,7 @@ async fn forking(report: &mut Report, time: Duration) -> Result<()> {
     let bare = bare_forks(time / 2)?;
     for mode in ["serializing", "streaming", "classic"] {
         let watchdog = Watchdog::start(&[("mode", mode), ("fprocess", "cat")])?;
-        let rate = load_with(watchdog.address, 4, time / 2).await?;
+        let rate = requests(watchdog.address, 4, time / 2).await?;
         report.row(
             &format!("watchdog, mode {mode}, `cat`, one core"),
             format!("{rate:.0}/s, a bare loop {bare:.0}/s, ratio {:.2}", rate / bare),
@@ -243,11 +246,38 @@ fn binary() -> Result<PathBuf> {
     newest.with_context(|| format!("no watchdog below {}: build updraft first", builds.display()))
 }
 
-async fn load(address: SocketAddr, time: Duration) -> Result<f64> {
-    load_with(address, CONNECTIONS, time).await
+/// How many requests were answered.
+#[derive(Debug, Default, Clone, Copy)]
+struct Rate {
+    /// In a second of the measured process's own time: what a whole core would serve.
+    per_core_second: f64,
+    /// In a second of the clock on the wall.
+    per_second: f64,
 }
 
-async fn load_with(address: SocketAddr, connections: u32, time: Duration) -> Result<f64> {
+impl Rate {
+    fn better(self, other: Self) -> Self {
+        if other.per_core_second > self.per_core_second { other } else { self }
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.0}/core s ({:.0}/s)", self.per_core_second, self.per_second)
+    }
+}
+
+async fn load(address: SocketAddr, pid: u32, time: Duration) -> Result<Rate> {
+    let before = cpu_ticks(pid)?;
+    let begun = Instant::now();
+    let per_second = requests(address, CONNECTIONS, time).await?;
+    let took = begun.elapsed().as_secs_f64();
+    // The kernel counts in hundredths of a second.
+    let used = (cpu_ticks(pid)? - before) as f64 / 100.0;
+    Ok(Rate { per_core_second: per_second * took / used.max(0.01), per_second })
+}
+
+async fn requests(address: SocketAddr, connections: u32, time: Duration) -> Result<f64> {
     let target = Target { address, host: "function.example".to_owned(), path: "/".to_owned() };
     let time = time.max(Duration::from_secs(1));
     requests_per_second_from(Some(OTHERS), &target, connections, time).await
