@@ -46,6 +46,8 @@ enum Measurement {
     Watchdog,
     /// Asynchronous calls: accepts, latency, and none lost to `kill -9`.
     Queue,
+    /// What ten thousand open connections cost while nothing happens on them.
+    Connections,
 }
 
 fn main() -> Result<()> {
@@ -62,6 +64,9 @@ async fn measure_all() -> Result<()> {
     let mut report = Report::default();
     if wanted(Measurement::Idle) {
         measure::idle(&mut report).await?;
+    }
+    if wanted(Measurement::Connections) {
+        measure::connections(&mut report, 10_000).await?;
     }
     if wanted(Measurement::Push) {
         measure::push(&mut report, 20 / scale).await?;

@@ -192,6 +192,47 @@ pub(crate) async fn idle(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Memory for each of many open connections that have made one call and now rest.
+pub(crate) async fn connections(report: &mut Report, wanted: usize) -> Result<()> {
+    let (cloud, _repository, _) = cloud_with_page();
+    let target = edge_target(&cloud);
+    // One for the caller and one for the replica, and some for the rest of the platform.
+    let count = wanted.min((open_files(cloud.pid())?.saturating_sub(1024)) / 2);
+    // What the first calls build up is not the connections'.
+    let mut first = Client::connect(&target).await?;
+    for _ in 0..1000 {
+        first.get().await?;
+    }
+    let before = resident_mib(cloud.pid())?;
+    let mut clients = Vec::with_capacity(count);
+    for _ in 0..count {
+        let client = Client::connect(&target).await;
+        let mut client = client.context("raise the limit of open files to measure this")?;
+        client.get().await?;
+        clients.push(client);
+    }
+    let each = (resident_mib(cloud.pid())? - before) * 1024.0 / count as f64;
+    report.row(
+        &format!("{count} open connections, idle"),
+        format!("{each:.1} KiB each"),
+        "flat",
+        None,
+    );
+    // They are all still served.
+    for client in clients.iter_mut().step_by(100) {
+        client.get().await?;
+    }
+    Ok(())
+}
+
+/// How many files a process may have open.
+fn open_files(pid: u32) -> Result<usize> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next());
+    soft.and_then(|soft| soft.parse().ok()).context("unreadable limits")
+}
+
 async fn scale(cloud: &Cloud, replicas: u32) {
     let body = format!("{{\"serviceName\":\"bench-page\",\"replicas\":{replicas}}}");
     let answer = cloud.openfaas("POST", "/system/scale-function/bench-page", &body).await;

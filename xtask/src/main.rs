@@ -102,7 +102,8 @@ fn fuzz(root: &Path, target: &str, seconds: u64) -> Result<()> {
     std::fs::create_dir_all(&found)?;
     std::fs::create_dir_all(&broken)?;
     let mut build = cargo(root, &["build", "--release", "--locked"]);
-    build.args(["--manifest-path", "fuzz/Cargo.toml", "--bin", target, "--target-dir"]);
+    build.args(["--manifest-path", "fuzz/Cargo.toml", "--bin", target, "--features", target]);
+    build.arg("--target-dir");
     // A target of its own keeps the flags away from build scripts.
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     build.arg(&folder).args(["--target", &host]).env("RUSTFLAGS", COVERAGE);

@@ -284,7 +284,7 @@ impl Invoker {
                 Ok(found) => found,
                 Err(failure) => return Err((failure, account)),
             };
-            let (limit, since) = (search.function.timeout, search.waited.then_some(started));
+            let (limit, since) = (search.function.timeout, search.waited.then_some(search.since));
             match connection.exchange(request, upload.as_deref(), limit, since).await {
                 Ok(response) => break (response, connection, replica, hold),
                 Err(ExchangeError::Unsent(unsent)) => {
@@ -374,8 +374,9 @@ struct Search {
     wake_deadline: Option<tokio::time::Instant>,
     /// When to give up connecting; set at the first refusal.
     connect_deadline: Option<Instant>,
-    /// When the call began.
-    started: Instant,
+    /// From when on the function's timeout counts: since the call began, or since a function that
+    /// slept was awake.
+    since: Instant,
     /// Whether it has waited for others to end.
     waited: bool,
     /// Whether its turn has come once.
@@ -389,7 +390,7 @@ impl Search {
             refused: Vec::new(),
             wake_deadline: None,
             connect_deadline: None,
-            started,
+            since: started,
             waited: false,
             had_turn: false,
         }
@@ -413,6 +414,7 @@ impl Search {
                         .wake_deadline
                         .get_or_insert_with(|| tokio::time::Instant::now() + limit);
                     self.function = shared.wait_ready(&self.function, deadline).await?;
+                    self.since = Instant::now();
                     self.connect_deadline = None;
                 } else {
                     self.after_refusal(shared).await?;
@@ -454,7 +456,7 @@ impl Search {
             Asked::Wait(mut place) => {
                 self.waited = true;
                 let timeout = self.function.timeout;
-                let deadline = (self.started + timeout).into();
+                let deadline = (self.since + timeout).into();
                 match tokio::time::timeout_at(deadline, place.turn()).await {
                     Ok(Some(turn)) => turn,
                     Ok(None) => {
