@@ -53,8 +53,10 @@ async fn principal(parts: &GatewayParts, headers: &HeaderMap) -> Result<Principa
         let text = "web pages may not use the system routes";
         return Err(Failure::new(StatusCode::FORBIDDEN, text).into_response());
     }
-    if parts.authentication == Authentication::Off {
-        return Ok(Principal::Admin);
+    match &parts.authentication {
+        Authentication::Password => {}
+        Authentication::Proxy(proxy) => return proxy.ask(headers).await.map(|()| Principal::Admin),
+        Authentication::Off => return Ok(Principal::Admin),
     }
     parts.access.authenticate(headers).await.map_err(|denied| match denied {
         Denied::Missing | Denied::Malformed | Denied::Wrong => unauthorized(),

@@ -11,6 +11,7 @@ mod access;
 mod answer;
 mod handlers;
 mod place;
+mod proxy;
 mod requests;
 mod route;
 pub mod wire;
@@ -26,6 +27,7 @@ use updraft_model::FunctionId;
 use updraft_queue::Queue;
 use updraft_scaler::Scaler;
 
+pub use proxy::{AuthProxyUrl, AuthProxyUrlError};
 pub use requests::RequestMetrics;
 pub use route::{Access, Route, routes};
 
@@ -39,10 +41,12 @@ pub trait InvocationCounts: Send + Sync + fmt::Debug + 'static {
 }
 
 /// What the routes of the administrator ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Authentication {
     /// The administrator's password.
     Password,
+    /// A service of the operator's, which decides alone.
+    Proxy(AuthProxyUrl),
     /// Nothing: whoever reaches the listener is the administrator.
     Off,
 }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use updraft_edge::Root;
+use updraft_gateway::AuthProxyUrl;
 use updraft_model::{MemoryQuantity, parse_duration};
 use updraft_scaler::ScalerOptions;
 
@@ -141,11 +142,14 @@ impl Default for FunctionConfig {
 pub(crate) struct GatewayConfig {
     /// Whether the administrator's routes ask for the password.
     pub(crate) authentication: bool,
+    /// Who is asked in place of the password.
+    #[serde(deserialize_with = "auth_proxy")]
+    pub(crate) auth_proxy_url: Option<AuthProxyUrl>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { authentication: true }
+        Self { authentication: true, auth_proxy_url: None }
     }
 }
 
@@ -254,6 +258,12 @@ impl Config {
         if self.push.live_branches.is_empty() {
             bail!("push.live_branches is empty; name at least one branch, for instance `main`");
         }
+        if !self.gateway.authentication && self.gateway.auth_proxy_url.is_some() {
+            bail!(
+                "gateway.authentication is off and gateway.auth_proxy_url says whom to ask; \
+                 remove one of them"
+            );
+        }
         if !self.gateway.authentication && !self.listen.ip().is_loopback() {
             bail!(
                 "gateway.authentication is off and {} can be reached from other machines, whose \
@@ -318,6 +328,13 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     }
 }
 
+fn auth_proxy<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<AuthProxyUrl>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
 fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let quantity = MemoryQuantity::deserialize(deserializer)?;
     Ok(quantity.bytes())
@@ -350,7 +367,7 @@ mod tests {
                 build: file.build,
                 push: file.push,
                 function: file.function,
-                gateway: GatewayConfig { authentication },
+                gateway: GatewayConfig { authentication, auth_proxy_url: None },
                 scaler: ScalerConfig::default(),
                 metrics: MetricsConfig::default(),
                 queue: QueueConfig::default(),

@@ -229,11 +229,7 @@ impl Cloud {
             queue: Arc::clone(&queue),
             invocations: Arc::new(Counted(Arc::clone(&invoker))),
             access: access.clone(),
-            authentication: if config.gateway.authentication {
-                Authentication::Password
-            } else {
-                Authentication::Off
-            },
+            authentication: authentication(config),
             requests,
             version: version.clone(),
             system_url: format!("http://system.{}:{}", config.root.as_str(), address.port()),
@@ -359,6 +355,15 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
         },
         ready_limit: function.ready,
         ..usual
+    }
+}
+
+/// What the administrator's routes of the gateway ask for.
+fn authentication(config: &Config) -> Authentication {
+    match &config.gateway.auth_proxy_url {
+        Some(url) => Authentication::Proxy(url.clone()),
+        None if config.gateway.authentication => Authentication::Password,
+        None => Authentication::Off,
     }
 }
 

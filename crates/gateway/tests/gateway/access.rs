@@ -1,9 +1,12 @@
 //! Who may call what.
 
+use std::sync::{Arc, Mutex};
+
 use axum::body::Body;
-use http::{Method, Request, header};
+use axum::response::IntoResponse;
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use tower::ServiceExt;
-use updraft_gateway::{Access, Authentication, routes};
+use updraft_gateway::{Access, AuthProxyUrl, Authentication, routes};
 
 use crate::harness::{ADMIN, Gateway};
 
@@ -40,6 +43,63 @@ async fn without_authentication_everybody_is_the_administrator_but_no_web_page()
     let request = Request::get("/system/functions").header("origin", "http://evil.example");
     let response = gateway.router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     assert_eq!(response.status(), 403);
+}
+
+/// A service that knows who may come in, and what it was asked.
+async fn service() -> (AuthProxyUrl, Arc<Mutex<Vec<(Method, HeaderMap)>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let answer = move |method: Method, headers: HeaderMap| {
+        let knows = headers.get("authorization").is_some_and(|value| value == "Bearer person");
+        seen.lock().unwrap().push((method, headers));
+        async move {
+            if knows {
+                return StatusCode::OK.into_response();
+            }
+            let to = [("location", "https://login.example.com/"), ("x-reason", "unknown")];
+            (StatusCode::FOUND, to, "log in first").into_response()
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/validate", listener.local_addr().unwrap());
+    let router = axum::Router::new().route("/validate", axum::routing::any(answer));
+    tokio::spawn(axum::serve(listener, router).into_future());
+    (url.parse().unwrap(), asked)
+}
+
+#[tokio::test]
+async fn a_service_of_the_operators_decides_who_comes_in() {
+    let (url, asked) = service().await;
+    let gateway = Gateway::with(Authentication::Proxy(url)).await;
+    let body = r#"{"service":"f","image":"i"}"#;
+    let path = "/system/functions";
+    gateway.call_as(Some("Bearer person"), "POST", path, body).await.succeeds(202);
+    {
+        let asked = asked.lock().unwrap();
+        let (method, headers) = &asked[0];
+        assert_eq!((asked.len(), method), (1, &Method::GET));
+        assert!(headers.get("content-length").is_none(), "the body is not sent along");
+    }
+    // Every other answer goes back as it is; the password of the machine means nothing here.
+    for credentials in [None, Some(ADMIN), Some("Bearer other")] {
+        let answer = gateway.call_as(credentials, "DELETE", path, r#"{"functionName":"f"}"#).await;
+        assert_eq!((answer.status.as_u16(), answer.text.as_str()), (302, "log in first"));
+        assert_eq!(answer.headers["location"], "https://login.example.com/");
+        assert_eq!(answer.headers["x-reason"], "unknown");
+    }
+    let read = gateway.call_as(Some("Bearer person"), "GET", "/system/function/f", "").await;
+    assert_eq!(read.status, 200);
+    assert_eq!(gateway.call_as(None, "GET", "/healthz", "").await.status, 200, "open routes stay");
+}
+
+#[tokio::test]
+async fn a_service_that_cannot_be_asked_lets_nobody_in() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    drop(listener);
+    let gateway = Gateway::with(Authentication::Proxy(url.parse().unwrap())).await;
+    let answer = gateway.call("GET", "/system/functions", "").await;
+    answer.fails(502, "the authentication service could not be asked");
 }
 
 #[tokio::test]
