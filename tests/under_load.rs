@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 use updraft_tests::{Answer, Cloud, Connection, Repository, fixture};
@@ -111,8 +112,16 @@ async fn no_request_on_a_kept_connection_fails_while_a_function_is_pushed_ten_ti
     push_ten_times(Clients::Kept(20)).await;
 }
 
+/// Each caller has a connection of its own.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).expect("a process may use what it is granted");
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn many_callers_of_a_sleeping_function_start_it_once() {
+async fn two_thousand_calls_at_once_of_a_sleeping_function_start_it_once() {
+    raise_open_files();
     let cloud = Arc::new(Cloud::start());
     let token = cloud.token("demo");
     let repository = Repository::new();
@@ -124,7 +133,7 @@ async fn many_callers_of_a_sleeping_function_start_it_once() {
     let answer = cloud.openfaas("POST", "/system/scale-function/demo-page", sleep).await;
     assert_eq!(answer.status, 202, "{}", answer.body);
 
-    let callers: Vec<_> = (0..100)
+    let callers: Vec<_> = (0..2_000)
         .map(|_| {
             let cloud = Arc::clone(&cloud);
             tokio::spawn(async move { cloud.get("demo.localhost", "/page").await })
