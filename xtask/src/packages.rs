@@ -22,7 +22,8 @@ pub(crate) const RUN: &[&str] = &[
 ];
 
 /// What the tests drive besides.
-pub(crate) const TEST: &[&str] = &["busybox-static", "curl", "docker-registry", "iproute2", "nodejs", "python3"];
+pub(crate) const TEST: &[&str] =
+    &["busybox-static", "curl", "docker-registry", "iproute2", "nodejs", "python3"];
 
 /// The peers and load generators of the measurements.
 pub(crate) const BENCH: &[&str] = &["nginx-light", "wrk"];
