@@ -55,13 +55,16 @@ pub async fn a_secret_is_a_file_that_only_the_function_reads<H: Harness>(judge: 
     engine.create_secret(&spec.id.namespace, &secret("token"), value).await.unwrap();
     let value = SecretValue::new("not asked for");
     engine.create_secret(&spec.id.namespace, &secret("other"), value).await.unwrap();
-    spec.secrets = vec![secret("token")];
+    let value = SecretValue::new("first of the alphabet");
+    engine.create_secret(&spec.id.namespace, &secret("a.key"), value).await.unwrap();
+    spec.secrets = vec![secret("token"), secret("a.key")];
     judge.deploy(&spec).await;
     assert_eq!(judge.body(&spec.id, "/read/var/openfaas/secrets/token").await, "no line feed");
     let other = judge.call(&spec.id, "/read/var/openfaas/secrets/other").await;
     assert_eq!(other.status, 500);
     let write = judge.call(&spec.id, "/write/var/openfaas/secrets/token").await;
     assert_eq!(write.status, 500);
+    // In the order they were given.
     assert_eq!(judge.status(&spec.id).await.spec.secrets, spec.secrets);
 }
 
