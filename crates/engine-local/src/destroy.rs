@@ -38,12 +38,14 @@ impl LocalEngine {
             while cgroups.kill_all(&group) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            // A killed process leaves its group a moment before it can be removed.
+            // A killed process leaves its group a moment before it can be removed. And a runtime
+            // that a crashed server had begun to start a replica with may put it there only now.
             loop {
                 match cgroups.remove(&group) {
                     Err(OpenError::File { source, .. })
                         if source.kind() == io::ErrorKind::ResourceBusy =>
                     {
+                        let _still_there = cgroups.kill_all(&group);
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                     other => return other,
