@@ -21,6 +21,8 @@ pub struct Cloud {
     folder: PathBuf,
     listen: SocketAddr,
     server: Option<Child>,
+    /// Whether there is a configuration file, used at every start.
+    configured: bool,
 }
 
 /// What a command of the command line printed.
@@ -35,22 +37,32 @@ pub struct CommandOutput {
 }
 
 impl Cloud {
+    /// A cloud with nothing in it that does not run yet.
+    fn new() -> Self {
+        sweep::sweep(&binary());
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { folder: sweep::new_folder(), listen, server: None, configured: false }
+    }
+
     /// Starts a cloud without the example, on a free port.
     pub fn start() -> Self {
-        sweep::sweep(&binary());
-        let folder = sweep::new_folder();
-        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut cloud = Self { folder, listen, server: None };
+        let mut cloud = Self::new();
+        cloud.resume();
+        cloud
+    }
+
+    /// Starts a cloud with this configuration, every time that it is started.
+    pub fn start_configured(configuration: &str) -> Self {
+        let mut cloud = Self::new();
+        cloud.configured = true;
+        fs::write(cloud.config_path(), configuration).expect("the configuration can be written");
         cloud.resume();
         cloud
     }
 
     /// Starts a cloud that has the base images `names`, for instance `python`.
     pub fn start_with_base_images(names: &[&str]) -> Self {
-        sweep::sweep(&binary());
-        let folder = sweep::new_folder();
-        let mut cloud =
-            Self { folder, listen: SocketAddr::from(([127, 0, 0, 1], 0)), server: None };
+        let mut cloud = Self::new();
         base_images::provide(names, &cloud.data_dir());
         cloud.resume();
         cloud
@@ -58,10 +70,7 @@ impl Cloud {
 
     /// Starts a cloud with these flags, and without the example, that has these images.
     pub fn start_with_images(recipes: &[Recipe<'_>], flags: &[&str]) -> Self {
-        sweep::sweep(&binary());
-        let folder = sweep::new_folder();
-        let mut cloud =
-            Self { folder, listen: SocketAddr::from(([127, 0, 0, 1], 0)), server: None };
+        let mut cloud = Self::new();
         for recipe in recipes {
             cloud.load(recipe);
         }
@@ -82,9 +91,7 @@ impl Cloud {
     /// A cloud that does not run yet, whose data lies on a file system of its own with so many
     /// bytes.
     pub fn on_a_disk_of(bytes: u64) -> Self {
-        sweep::sweep(&binary());
-        let folder = sweep::new_folder();
-        let cloud = Self { folder, listen: SocketAddr::from(([127, 0, 0, 1], 0)), server: None };
+        let cloud = Self::new();
         fs::create_dir(cloud.data_dir()).expect("the data directory can be made");
         let options = format!("size={bytes},mode=700");
         let mounted = Command::new("mount")
@@ -107,8 +114,13 @@ impl Cloud {
         assert!(self.server.is_none(), "the server runs already");
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let standard_output = self.folder.join("server.out");
-        let server = Command::new(binary())
-            .args(["up", "--data-dir"])
+        let mut command = Command::new(binary());
+        command.arg("up");
+        if self.configured {
+            command.arg("--config").arg(self.config_path());
+        }
+        let server = command
+            .arg("--data-dir")
             .arg(self.data_dir())
             .args(["--listen", &self.listen.to_string(), "--root", "localhost"])
             .args(flags)
@@ -230,6 +242,10 @@ impl Cloud {
     /// What the server has written to standard error so far.
     pub fn server_log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.folder.join("updraft.toml")
     }
 
     fn log_path(&self) -> PathBuf {
