@@ -11,6 +11,7 @@ mod image;
 mod name;
 mod policy;
 mod quantity;
+mod tenant;
 
 pub use digest::{Digest, ParseDigestError};
 pub use duration::{ParseDurationError, format_duration, parse_duration};
@@ -21,3 +22,4 @@ pub use name::{
 };
 pub use policy::{Proof, Protection, Protocol};
 pub use quantity::{CpuQuantity, MemoryQuantity, ParseQuantityError};
+pub use tenant::{ParseTenantError, Tenant};
