@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -27,7 +28,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
-use updraft_invoke::{Caller, Failure, Function, InvokeBody, Invoker, RequestBody, Scheme};
+use updraft_invoke::{
+    Caller, Failure, Function, InvokeBody, Invoker, RequestBody, Scheme, TunnelGuard,
+};
 
 use crate::body::EdgeBody;
 use crate::connection::{Connections, Entry, Patience, Phase, Verdict, WatchedStream};
@@ -131,6 +134,7 @@ impl Edge {
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .keep_alive_timeout(Duration::from_secs(20))
+            .enable_connect_protocol()
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(
                 u32::try_from(limits.head_bytes).unwrap_or(u32::MAX).min(64 * 1024),
@@ -212,8 +216,13 @@ impl Edge {
         let stream = WatchedStream::new(stream, Arc::clone(activity));
         let tick = Patience::tick(limits.head);
         let mut patience = Patience::new(Arc::clone(activity), limits);
-        let service = service_fn(|request: Request<Incoming>| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             let busy = activity.begin(request.version() == Version::HTTP_2);
+            if is_extended_connect(&request) {
+                // The answer ends when the tunnel begins, and the connection is in use until it ends.
+                let guard = TunnelGuard(Arc::new(activity.begin(true)));
+                request.extensions_mut().insert(guard);
+            }
             let (edge, caller) = (Arc::clone(&self), caller.clone());
             async move {
                 let response = edge.answer(request, &caller, peer).await;
@@ -300,7 +309,8 @@ impl Edge {
         let from: usize;
         {
             let (uri, headers) = (request.uri(), request.headers());
-            if *request.method() == Method::CONNECT {
+            let is_connect = *request.method() == Method::CONNECT;
+            if is_connect && !is_extended_connect(&request) {
                 let reason = "CONNECT is not served here";
                 return refuse(StatusCode::METHOD_NOT_ALLOWED, reason, headers);
             }
@@ -311,7 +321,8 @@ impl Edge {
             };
             let site = host.as_ref().map_or(Site::Unknown, |host| Site::of(host, &self.parts.root));
             let path = uri.path();
-            match Place::of(site, path) {
+            let place = Place::of(site, path);
+            match place {
                 Place::Function { name, rest } => {
                     function = invoker.find(name).ok_or_else(|| invoker.unknown(name));
                     from = path.len() - rest.len();
@@ -323,6 +334,12 @@ impl Edge {
                         Failure::new(StatusCode::NOT_FOUND, "edge", reason)
                     });
                     from = path.len() - rest.len();
+                }
+                _ if is_connect
+                    && !matches!(place, Place::Function { .. } | Place::Owned { .. }) =>
+                {
+                    let reason = "CONNECT leads to functions only";
+                    return refuse(StatusCode::METHOD_NOT_ALLOWED, reason, headers);
                 }
                 Place::Health => return health(&request),
                 Place::OwnerRoot => {
@@ -352,10 +369,7 @@ impl Edge {
                 let request = request.map(RequestBody::from);
                 invoker.call(&function, rest, request, caller).await.map(EdgeBody::from)
             }
-            Err(failure) => {
-                let call_id = updraft_invoke::call_id(request.headers());
-                failure.into_response(&call_id).map(EdgeBody::from)
-            }
+            Err(failure) => failure.answer(request.headers()).map(EdgeBody::from),
         }
     }
 
@@ -417,13 +431,17 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
+/// Whether a stream of HTTP/2 asks to become a tunnel (RFC 8441).
+fn is_extended_connect(request: &Request<Incoming>) -> bool {
+    *request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_some()
+}
+
 fn refuse(
     status: StatusCode,
     reason: impl Into<String>,
     headers: &HeaderMap,
 ) -> Response<EdgeBody> {
-    let call_id = updraft_invoke::call_id(headers);
-    Failure::new(status, "edge", reason).into_response(&call_id).map(EdgeBody::from)
+    Failure::new(status, "edge", reason).answer(headers).map(EdgeBody::from)
 }
 
 fn health(request: &Request<Incoming>) -> Response<EdgeBody> {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use support::{
-    Answer, House, Replica, annotated, bounded, call, endpoint, get, known, metric, plain_house,
-    spec, text, told, until,
+    Answer, House, Replica, annotated, bounded, call, endpoint, get, house, known, metric,
+    plain_house, spec, text, told, until,
 };
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
@@ -234,6 +234,40 @@ async fn a_sleeper_with_a_limit_is_woken_once_and_serves_its_crowd_in_turn() {
     }
     assert_eq!(gated.most.load(Ordering::SeqCst), 2);
     assert_eq!(house.engine.scale_calls(), 1);
+}
+
+#[tokio::test]
+async fn those_in_line_are_told_why_when_the_function_begins_to_fail() {
+    let house = house(|options| options.failing_patience = Duration::from_millis(50), |_| {}).await;
+    let gated = Gated::new().await;
+    let limited = annotated("f", &[(CONCURRENCY, "1"), (TIMEOUT, "20s")]);
+    house.engine.ready(limited.clone(), &[&endpoint("r", gated.replica.address)]);
+    known(&house, "f").await;
+    let inside = start(&house, "");
+    until("one is inside", || gated.inside() == 1).await;
+    let line: Vec<_> = (0..5).map(|_| start(&house, "")).collect();
+    until("the others wait", || waiting(&house) == 5).await;
+    // One failure that passes sends nobody away.
+    let failing = Availability::Failing("exit status 9".to_owned());
+    house.engine.put(limited.clone(), vec![], failing.clone());
+    house.engine.ready(limited.clone(), &[&endpoint("s", gated.replica.address)]);
+    until("the next is inside", || gated.inside() == 2 && waiting(&house) == 4).await;
+    house.engine.put(limited, vec![], failing);
+    let mut told_why = 0;
+    gated.go.add_permits(2);
+    for call in line {
+        let (status, headers, body) = bounded("an answer", call).await.unwrap();
+        if status == StatusCode::OK {
+            continue;
+        }
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body:?}");
+        assert!(headers.contains_key("retry-after"));
+        assert!(told(&body)["reason"].as_str().unwrap().contains("exit status 9"), "{body:?}");
+        told_why += 1;
+    }
+    assert_eq!(told_why, 4);
+    assert_eq!(bounded("an answer", inside).await.unwrap().0, StatusCode::OK);
+    assert_eq!(waiting(&house), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

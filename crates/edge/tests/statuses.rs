@@ -83,6 +83,37 @@ async fn each_situation_has_its_status_and_its_explanation() {
     occupying.abort();
 }
 
+/// Whoever asks for a stream is told of a failure like everybody else, and gets no empty 200.
+#[tokio::test]
+async fn a_stream_that_cannot_begin_is_a_failure_too() {
+    let house = house(|options| options.connect_limit = Duration::from_millis(50), |_| {}).await;
+    let dying = Replica::raw(|mut stream| {
+        Box::pin(async move { drop(support::read_until(&mut stream, "\r\n\r\n").await) })
+    })
+    .await;
+    house.engine.ready(spec("dying"), &[&endpoint("dead", dying.address)]);
+    let refused = endpoint("refusing", "127.0.0.1:1".parse().unwrap());
+    house.engine.ready(spec("refusing"), &[&refused]);
+    known(&house, "refusing").await;
+    let streams: [&[(&str, &str)]; 5] = [
+        &[("accept", "text/event-stream")],
+        &[("accept", "application/json, TEXT/EVENT-STREAM;q=0.9")],
+        &[("accept", "application/x-ndjson")],
+        &[("upgrade", "websocket"), ("connection", "upgrade")],
+        &[("upgrade", "h2c"), ("connection", "upgrade")],
+    ];
+    for headers in streams {
+        for (name, reason) in [("dying", "`dead`"), ("refusing", "`refusing`")] {
+            let mut asked = request("127.0.0.1", &format!("/function/{name}"));
+            for (name, value) in headers {
+                asked = asked.header(*name, *value);
+            }
+            let answer = send(house.address, asked.body(Full::default()).unwrap()).await;
+            check_ours(&format!("{name} with {headers:?}"), &answer, 502, reason);
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_the_function_answers_passes_unchanged() {
     let replica = Replica::http(|request: Request<Incoming>| async move {
@@ -117,11 +148,21 @@ async fn the_path_behind_the_name_is_the_functions() {
         ("/function/f.openfaas-fn", "/"),
         ("/function/f.openfaas-fn/employees", "/employees"),
         ("/function/f/a%2Fb%25%3F//c/./d/../e?q=%20&r", "/a%2Fb%25%3F//c/./d/../e?q=%20&r"),
+        // What is no escape is the function's to judge.
+        ("/function/f/100%/%zz?%", "/100%/%zz?%"),
+        // A query names no namespace here; it is the function's.
+        ("/function/f?namespace=other", "/?namespace=other"),
+        ("/function/f.openfaas-fn/?namespace=other", "/?namespace=other"),
     ] {
         let asked = request("127.0.0.1", path).method("POST").body(Full::from("x")).unwrap();
         let (status, _, body) = send(house.address, asked).await;
         assert_eq!(status, StatusCode::OK, "{path}");
         assert_eq!(body, format!("POST {seen}"), "{path}");
+    }
+    // Beside the name itself nothing is a path to it, and no method changes that.
+    for path in ["/function", "/function/", "/function//f", "/Function/f"] {
+        let (status, headers, _) = get(house.address, "127.0.0.1", path).await;
+        assert_eq!((status, headers.contains_key("location")), (StatusCode::OK, false), "{path}");
     }
     // The last dot splits, and only what is there is found.
     for path in

@@ -370,3 +370,74 @@ async fn an_early_answer_to_a_long_upload_arrives_and_frees_the_replica() {
     .await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
 }
+
+/// No client of ours can be sent one: hyper has no way to write any but `100 Continue`.
+#[tokio::test]
+async fn informational_answers_end_here_and_the_final_one_arrives() {
+    let replica = Replica::raw(|mut stream| {
+        Box::pin(async move {
+            loop {
+                read_until(&mut stream, "\r\n\r\n").await;
+                let answers = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n\
+                    HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n\
+                    HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone";
+                stream.write_all(answers).await.unwrap();
+            }
+        })
+    })
+    .await;
+    let (house, endpoint) = support::one_lane_house_with(&replica).await;
+    for _ in 0..2 {
+        let asked = b"GET /function/f HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = support::raw(house.address, asked).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("done"), "{answer}");
+        assert!(!answer.contains("HTTP/1.1 1") && !answer.contains("preload"), "{answer}");
+        until("the replica is free", || endpoint.load.in_flight() == 0).await;
+    }
+    assert_eq!(replica.connections(), 1, "the connection is used again");
+}
+
+#[tokio::test]
+async fn a_function_does_not_run_ahead_of_a_caller_who_reads_slowly() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let replica = Replica::http(move |_| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let (sender, body) = pieces();
+            tokio::spawn(async move {
+                let line = Bytes::from(format!("{{\"line\":\"{}\"}}\n", "x".repeat(64 << 10)));
+                while sender.send(Ok(Frame::data(line.clone()))).await.is_ok() {
+                    counted.fetch_add(line.len(), Ordering::SeqCst);
+                }
+            });
+            let mut response = Response::new(body.boxed());
+            let kind = "application/x-ndjson".parse().unwrap();
+            response.headers_mut().insert("content-type", kind);
+            response
+        }
+    })
+    .await;
+    let (house, endpoint) = house_with(&replica).await;
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    stream.write_all(b"GET /function/f HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let stands_still = async || {
+        bounded("the function has to wait", async {
+            let mut before = usize::MAX;
+            while before != sent.load(Ordering::SeqCst) || before == 0 {
+                before = sent.load(Ordering::SeqCst);
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            before
+        })
+        .await
+    };
+    let ahead = stands_still().await;
+    assert!(ahead < 32 << 20, "{} MiB ahead of a caller who has read nothing", ahead >> 20);
+    let mut read = vec![0; 8 << 20];
+    bounded("the caller reads", stream.read_exact(&mut read)).await.unwrap();
+    let later = stands_still().await;
+    assert!(later > ahead, "reading lets the function go on");
+    drop(stream);
+    until("the replica is free", || endpoint.load.in_flight() == 0).await;
+}

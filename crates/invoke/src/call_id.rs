@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// Sixteen bytes that nobody can guess.
-fn random() -> [u8; 16] {
+pub(crate) fn random() -> [u8; 16] {
     STOCK.with_borrow_mut(|stock| {
         if stock.used == stock.bytes.len() {
             getrandom::fill(&mut stock.bytes).expect("the kernel has random bytes once it is up");

@@ -3,12 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
-    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
+use hyper::ext::Protocol;
 
 use crate::call_id::{self as ids};
 use crate::ink;
@@ -25,6 +29,8 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// No header of HTTP: programs behind CGI take it for the variable that names their outgoing proxy.
+const PROXY: HeaderName = HeaderName::from_static("proxy");
 
 /// How the caller reached us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +104,7 @@ pub(crate) struct Marks {
     pub(crate) call_id: HeaderValue,
     start: HeaderValue,
     /// What the request's body was said to be.
-    kind: Option<HeaderValue>,
+    pub(crate) kind: Option<HeaderValue>,
 }
 
 impl Marks {
@@ -112,8 +118,12 @@ impl Marks {
     }
 }
 
-/// The protocol that both sides are asked to change to, if the request asks.
+/// The protocol that both sides are asked to change to, if the request asks: by `Upgrade`, or by
+/// the extended `CONNECT` of HTTP/2 (RFC 8441).
 pub(crate) fn upgrade_asked<B>(request: &Request<B>) -> Option<HeaderValue> {
+    if let Some(protocol) = extended_connect(request) {
+        return HeaderValue::try_from(protocol).ok();
+    }
     if request.version() != Version::HTTP_11 {
         return None;
     }
@@ -124,6 +134,38 @@ pub(crate) fn upgrade_asked<B>(request: &Request<B>) -> Option<HeaderValue> {
         return None;
     }
     lists(headers, &CONNECTION, "upgrade").then(|| protocol.clone())
+}
+
+/// The protocol that an extended `CONNECT` names.
+pub(crate) fn extended_connect<B>(request: &Request<B>) -> Option<&str> {
+    if *request.method() != Method::CONNECT || request.version() != Version::HTTP_2 {
+        return None;
+    }
+    request.extensions().get::<Protocol>().map(Protocol::as_str)
+}
+
+/// Makes an extended `CONNECT` the request of HTTP/1.1 that asks for the same.
+pub(crate) fn written_as_upgrade<B>(request: &mut Request<B>) {
+    *request.method_mut() = Method::GET;
+    let headers = request.headers_mut();
+    // HTTP/2 has no use for the key, with which HTTP/1.1 makes sure that nobody answers by chance.
+    if headers.contains_key(SEC_WEBSOCKET_VERSION) && !headers.contains_key(SEC_WEBSOCKET_KEY) {
+        headers.insert(SEC_WEBSOCKET_KEY, websocket_key());
+    }
+}
+
+/// Makes the answer to such a request the one that HTTP/2 has for it.
+pub(crate) fn written_as_connected<B>(response: &mut Response<B>) {
+    *response.status_mut() = StatusCode::OK;
+    for name in [UPGRADE, CONNECTION, SEC_WEBSOCKET_ACCEPT] {
+        response.headers_mut().remove(name);
+    }
+}
+
+/// Sixteen random bytes in Base64.
+fn websocket_key() -> HeaderValue {
+    let key = BASE64_STANDARD.encode(ids::random());
+    HeaderValue::try_from(key).expect("Base64 is printable")
 }
 
 /// Whether a comma-separated list header names `token`.
@@ -146,6 +188,7 @@ fn is_of_the_hop(name: &HeaderName) -> bool {
         || name == KEEP_ALIVE
         || name == PROXY_CONNECTION
         || name == HTTP2_SETTINGS
+        || name == PROXY
 }
 
 /// Removes what belongs to the connection the message came by, and what `Connection` lists.
@@ -180,6 +223,7 @@ fn remove_hop_headers(headers: &mut HeaderMap) {
         KEEP_ALIVE,
         PROXY_CONNECTION,
         HTTP2_SETTINGS,
+        PROXY,
     ] {
         headers.remove(name);
     }

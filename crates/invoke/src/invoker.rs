@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use updraft_engine::Engine;
-use updraft_model::{FunctionId, format_duration};
+use updraft_model::{FunctionId, Protocol, format_duration};
 
 use crate::body::{AnswerKind, InvokeBody, RequestBody};
 use crate::connection::{Connection, ExchangeError, Flow};
@@ -30,7 +30,8 @@ use crate::metrics::{Account, FunctionsCollector};
 use crate::options::InvokeOptions;
 use crate::replica::Replica;
 use crate::table::Table;
-use crate::tunnel;
+use crate::tunnel::{self, CallerEnd, TunnelGuard};
+use crate::waiting::not_startable;
 
 /// How long to wait before a replica that refused a connection is tried again, if the engine has
 /// not taken it off the table by then. Nothing has been sent to it.
@@ -187,7 +188,9 @@ impl Invoker {
         if function.gate.is_some() && !caller.authorized {
             match Box::pin(self.admit(function, request)).await {
                 Ok(admitted) => request = admitted,
-                Err(failure) => return failure.into_response(&marks.call_id),
+                Err(failure) => {
+                    return failure.answer_as(marks.kind.as_ref(), &marks.call_id);
+                }
             }
         }
         let mut account = Account::open(&function.state, started);
@@ -202,7 +205,7 @@ impl Invoker {
                     reason = failure.reason,
                     "a call was not answered by its function"
                 );
-                failure.into_response(&marks.call_id)
+                failure.answer_as(marks.kind.as_ref(), &marks.call_id)
             }
         }
     }
@@ -261,9 +264,16 @@ impl Invoker {
         let shared = &self.shared;
         let name = &*function.state.name;
         let upgrade = headers::upgrade_asked(&request);
+        let by_connect = headers::extended_connect(&request).is_some();
         let trusted = shared.options.trusted_proxies.contains(&caller.address());
         let prepared = target(path).and_then(|uri| {
-            if request.method() == Method::CONNECT {
+            if by_connect {
+                if function.spec().protocol() == Protocol::H2c {
+                    let reason = "the function speaks HTTP/2 itself, whose connections are shared";
+                    return Err(Failure::invoke(StatusCode::NOT_IMPLEMENTED, name, reason));
+                }
+                headers::written_as_upgrade(&mut request);
+            } else if request.method() == Method::CONNECT {
                 let reason = "CONNECT is not served here";
                 return Err(Failure::invoke(StatusCode::METHOD_NOT_ALLOWED, name, reason));
             }
@@ -274,7 +284,10 @@ impl Invoker {
         if let Err(failure) = prepared {
             return Err((failure, account));
         }
-        let tunnel = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let tunnel = upgrade.is_some().then(|| {
+            let guard = request.extensions_mut().remove::<TunnelGuard>();
+            CallerEnd { upgrade: hyper::upgrade::on(&mut request), guard }
+        });
         request.extensions_mut().clear();
         let upload = request.body_mut().watch();
 
@@ -309,9 +322,18 @@ impl Invoker {
                 );
                 return Err((Failure::invoke(StatusCode::BAD_GATEWAY, name, reason), account));
             };
+            if by_connect {
+                headers::written_as_connected(&mut response);
+            }
             let (tunnels, closing) = (&shared.tunnels, shared.closing.clone());
             tunnel::open(caller, &mut response, connection, hold, account, tunnels, closing);
             return Ok(response.map(|_| InvokeBody::whole("")));
+        }
+        if by_connect && status.is_success() {
+            // To the caller a success would be a tunnel.
+            let shown = upgrade.as_ref().and_then(|it| it.to_str().ok()).unwrap_or_default();
+            let reason = format!("the function answered {status} and did not change to `{shown}`");
+            return Err((Failure::invoke(StatusCode::BAD_GATEWAY, name, reason), account));
         }
         let (head, incoming) = response.into_parts();
         let mut flow = Flow::new(incoming, connection, replica, hold, account, upload);
@@ -405,7 +427,7 @@ impl Search {
                     picked.map(|(replica, lease)| (replica, Hold::unlimited(lease)))
                 }
                 // Boxed, so that calls of other functions do not hold room for it.
-                Some(limit) => Box::pin(self.turn(limit)).await?,
+                Some(limit) => Box::pin(self.turn(shared, limit)).await?,
             };
             let Some((replica, hold)) = picked else {
                 if self.refused.is_empty() {
@@ -437,7 +459,11 @@ impl Search {
 
     /// Waits for the call's turn at a function that takes only so many at once; nothing when no
     /// replica is there to wait for.
-    async fn turn(&mut self, limit: Limit) -> Result<Option<(Arc<Replica>, Hold)>, Failure> {
+    async fn turn(
+        &mut self,
+        shared: &Shared,
+        limit: Limit,
+    ) -> Result<Option<(Arc<Replica>, Hold)>, Failure> {
         let state = Arc::clone(&self.function.state);
         let name = &*state.name;
         let asked = state.ask(&self.function, limit, &self.refused, self.had_turn);
@@ -457,9 +483,17 @@ impl Search {
                 self.waited = true;
                 let timeout = self.function.timeout;
                 let deadline = (self.since + timeout).into();
-                match tokio::time::timeout_at(deadline, place.turn()).await {
-                    Ok(Some(turn)) => turn,
-                    Ok(None) => {
+                let waited = async {
+                    tokio::select! {
+                        biased;
+                        turn = place.turn() => Ok(turn),
+                        reason = shared.fails(&state.qualified) => Err(reason),
+                    }
+                };
+                match tokio::time::timeout_at(deadline, waited).await {
+                    Ok(Ok(Some(turn))) => turn,
+                    Ok(Err(reason)) => return Err(not_startable(name, &reason)),
+                    Ok(Ok(None)) => {
                         let reason = "the function was removed while the request waited for it";
                         return Err(Failure::invoke(StatusCode::NOT_FOUND, name, reason));
                     }

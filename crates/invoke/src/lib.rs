@@ -32,4 +32,5 @@ pub use headers::{CALL_ID, Caller, Scheme, call_id};
 pub use invoker::Invoker;
 pub use options::InvokeOptions;
 pub use replica::keep_connections_in;
+pub use tunnel::TunnelGuard;
 pub use wire::Wire;

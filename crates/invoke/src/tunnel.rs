@@ -1,4 +1,9 @@
-//! Connections that stop speaking HTTP: WebSockets and everything else behind `Upgrade`.
+//! Connections that stop speaking HTTP: WebSockets and everything else behind `Upgrade`, and
+//! streams of HTTP/2 that an extended `CONNECT` makes the same (RFC 8441).
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
 
 use http::Response;
 use hyper::body::Incoming;
@@ -12,10 +17,27 @@ use crate::connection::Connection;
 use crate::line::Hold;
 use crate::metrics::Account;
 
+/// Something of the caller's connection that lives as long as a tunnel through it: put into the
+/// extensions of a request that may become one.
+#[derive(Clone)]
+pub struct TunnelGuard(pub Arc<dyn Any + Send + Sync>);
+
+impl fmt::Debug for TunnelGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TunnelGuard")
+    }
+}
+
+/// The caller's end of a tunnel.
+pub(crate) struct CallerEnd {
+    pub(crate) upgrade: OnUpgrade,
+    pub(crate) guard: Option<TunnelGuard>,
+}
+
 /// Carries bytes both ways after a `101`, until both sides have closed or the platform does.
 /// The replica is held and the account stays open as long.
 pub(crate) fn open(
-    caller: OnUpgrade,
+    caller: CallerEnd,
     response: &mut Response<Incoming>,
     connection: Connection,
     hold: Hold,
@@ -28,17 +50,18 @@ pub(crate) fn open(
         let function = account.state().qualified.clone();
         let carried = closing
             .run_until_cancelled(async {
-                let ((), replica, caller) = tokio::join!(connection.release(), replica, caller);
+                let ((), replica, upgraded) =
+                    tokio::join!(connection.release(), replica, caller.upgrade);
                 let mut replica = TokioIo::new(replica?);
-                let mut caller = TokioIo::new(caller?);
+                let mut upgraded = TokioIo::new(upgraded?);
                 // An end without farewell on either side is how tunnels often end.
-                drop(copy_bidirectional(&mut caller, &mut replica).await);
+                drop(copy_bidirectional(&mut upgraded, &mut replica).await);
                 Ok::<_, hyper::Error>(())
             })
             .await;
         if let Some(Err(error)) = carried {
             tracing::debug!(%function, %error, "a connection was not upgraded");
         }
-        drop((account, hold));
+        drop((account, hold, caller.guard));
     });
 }

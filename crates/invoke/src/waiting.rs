@@ -105,6 +105,34 @@ impl Shared {
         }
     }
 
+    /// Waits until a function has failed for as long as callers are kept waiting for that; the
+    /// reason is the engine's. For those in its line, who wait for nobody then.
+    pub(crate) async fn fails(&self, qualified: &str) -> String {
+        let mut changes = self.changes.subscribe();
+        let mut since: Option<Instant> = None;
+        loop {
+            let function = self.table.load().by_name(qualified).map(Arc::clone);
+            let reason = function.and_then(|function| match function.availability() {
+                Availability::Failing(reason) => Some(reason.clone()),
+                _ => None,
+            });
+            let changed = async {
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let Some(reason) = reason else {
+                since = None;
+                changed.await;
+                continue;
+            };
+            let end = *since.get_or_insert_with(Instant::now) + self.options.failing_patience;
+            if timeout_at(end, changed).await.is_err() {
+                return reason;
+            }
+        }
+    }
+
     /// Asks the engine for replicas unless somebody does already; the receiver gets the reason
     /// if that fails, and is closed when asking again makes sense.
     pub(crate) fn wake(
@@ -164,7 +192,7 @@ async fn run_wake(
     let _ = timeout(WAKE_SHOWS, shown).await;
 }
 
-fn not_startable(name: &str, reason: &str) -> Failure {
+pub(crate) fn not_startable(name: &str, reason: &str) -> Failure {
     let reason = format!("the function could not be started: {reason}");
     Failure::invoke(StatusCode::SERVICE_UNAVAILABLE, name, reason).retry_after(2)
 }
