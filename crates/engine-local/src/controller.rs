@@ -23,8 +23,9 @@ use updraft_engine::{
 };
 use updraft_model::{FunctionId, FunctionSpec};
 
+use crate::exit::Exit;
 use crate::logs;
-use crate::record::{Durability, FunctionRecord, GivenUp, RevisionRecord};
+use crate::record::{Durability, ExitRecord, FunctionRecord, GivenUp, RevisionRecord};
 use crate::replica::{self, Adopted, Failure, Replica, Report, Reports};
 use crate::shared::Shared;
 pub(crate) use desire::Wish;
@@ -32,7 +33,7 @@ use plan::{Group, Plan, Standing};
 use rest::Rest;
 use trouble::Trouble;
 use view::with_platform_labels;
-pub(crate) use view::{FunctionState, verdict};
+pub(crate) use view::{FunctionState, MemberView, verdict};
 
 /// A roll-out is given up after so many replicas that ended by themselves.
 const CANDIDATE_FAILURES: u32 = 3;
@@ -328,6 +329,14 @@ impl Controller {
                     self.give_up(revision);
                 }
             }
+            Report::Unhealthy(failure) => {
+                let Some(member) = self.members.get_mut(id) else { return };
+                let was_counted = std::mem::replace(&mut member.standing, Standing::Leaving);
+                let revision = member.replica.revision;
+                if was_counted != Standing::Leaving {
+                    self.count(id, revision, failure);
+                }
+            }
             Report::Gone(failure) => {
                 let Some(member) = self.members.remove(id) else { return };
                 let Some(failure) = failure else { return };
@@ -341,7 +350,9 @@ impl Controller {
     /// Counts a failure against the revision it belongs to.
     fn count(&mut self, id: &ReplicaId, revision: Revision, failure: Failure) {
         tracing::info!(replica = %id, reason = failure.reason, "replica failed");
-        let Some(desired) = &self.desired else { return };
+        let Some(desired) = &mut self.desired else { return };
+        desired.exits += 1;
+        desired.last_exit = Some(exit_record(id, revision, &failure));
         if revision == desired.serving.revision {
             self.serving_trouble.add(failure);
         } else if desired.candidate.as_ref().is_some_and(|record| record.revision == revision) {
@@ -350,6 +361,7 @@ impl Controller {
                 self.give_up(revision);
             }
         }
+        self.save_behind();
     }
 
     /// Lets `revision` go if it is the one being rolled out; the serving one stays.
@@ -482,6 +494,25 @@ impl Controller {
 
         let standing = Standing::Starting;
         self.members.insert(id, Member { replica, standing, endpoint: None });
+    }
+}
+
+/// What is kept of a failure.
+fn exit_record(id: &ReplicaId, revision: Revision, failure: &Failure) -> ExitRecord {
+    let (code, signal) = match failure.exit {
+        Exit::Code(code) => (Some(code), None),
+        Exit::Signal(signal) => (None, Some(signal)),
+        Exit::Unknown => (None, None),
+    };
+    ExitRecord {
+        replica: id.as_str().to_owned(),
+        revision,
+        at: Timestamp::now(),
+        reason: failure.reason.clone(),
+        code,
+        signal,
+        out_of_memory: failure.out_of_memory,
+        log_tail: failure.log_tail.clone(),
     }
 }
 

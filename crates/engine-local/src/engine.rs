@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{
     Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
-    LogQuery, NamespaceInfo, Revision, SecretValue, Usage, Wake,
+    LogQuery, NamespaceInfo, ReplicaStatus, Revision, SecretValue, Usage, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
 use crate::bundle;
-use crate::controller::{self, Command, FunctionHandle, FunctionState, Publish, Wish, verdict};
+use crate::controller::{
+    self, Command, FunctionHandle, FunctionState, MemberView, Publish, Wish, verdict,
+};
 use crate::exit;
 use crate::image::ImageSource;
 use crate::launch;
@@ -317,11 +319,10 @@ impl Engine for LocalEngine {
         }
         let limit = updraft_model::format_duration(limit);
         let failure = self.state(id).and_then(|state| state.last_failure);
-        let failure = failure.unwrap_or_else(|| Failure {
-            reason: format!("it is still starting after {limit}"),
-            log_tail: Vec::new(),
+        let failure = failure.unwrap_or_else(|| {
+            Failure::new(format!("it is still starting after {limit}"), Vec::new())
         });
-        let Failure { reason, log_tail } = failure;
+        let Failure { reason, log_tail, .. } = failure;
         Err(EngineError::NotReady { id: id.clone(), reason, log_tail })
     }
 
@@ -361,6 +362,34 @@ impl Engine for LocalEngine {
 
     async fn freeze(&self, id: &FunctionId) -> Result<bool, EngineError> {
         self.ask(id, |reply| Command::Freeze { reply }).await
+    }
+
+    async fn replicas(&self, id: &FunctionId) -> Result<Vec<ReplicaStatus>, EngineError> {
+        let state = self.state(id).ok_or_else(|| EngineError::UnknownFunction(id.clone()))?;
+        let shown = |member: &MemberView| {
+            let group = launch::cgroup_of(&self.shared.options, member.id.as_str());
+            let usage = if self.shared.can_measure {
+                self.shared.runtime.cgroups.usage(&group)
+            } else {
+                None
+            };
+            ReplicaStatus {
+                id: member.id.clone(),
+                revision: member.revision,
+                state: member.state,
+                address: member.address,
+                started_at: member.started_at,
+                in_flight: member.load.in_flight(),
+                usage: usage.map(|usage| Usage {
+                    cpu_seconds: usage.cpu_seconds,
+                    memory_bytes: usage.memory_bytes,
+                    replicas: 1,
+                }),
+            }
+        };
+        let mut all: Vec<_> = state.members.iter().map(shown).collect();
+        all.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+        Ok(all)
     }
 
     async fn usage(&self, id: &FunctionId) -> Result<Option<Usage>, EngineError> {

@@ -1,7 +1,8 @@
 //! What is desired, on disk: one JSON file per function below the state folder, and what each
 //! running replica is, one file below the volatile folder.
 //!
-//! Both forms carry a version. A file is replaced as a whole or not at all.
+//! Both forms carry a version; earlier ones are read for ever and written anew in the present one.
+//! A file is replaced as a whole or not at all.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,13 +12,14 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use updraft_engine::Revision;
+use updraft_engine::{ReplicaExit, ReplicaId, Revision};
 use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName};
 
 use crate::options::OpenError;
 
-/// The form this code writes, for both kinds of record.
-const VERSION: u32 = 1;
+/// The form this code writes, for both kinds of record. The second one added how replicas ended
+/// and when they were started.
+const VERSION: u32 = 2;
 
 /// One revision of a function.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +59,38 @@ pub(crate) struct FunctionRecord {
     /// Why the newest revision was given up, until the next one.
     #[serde(default)]
     pub(crate) given_up: Option<GivenUp>,
+    /// How often replicas ended without being asked to.
+    #[serde(default)]
+    pub(crate) exits: u64,
+    /// How the newest of them ended.
+    #[serde(default)]
+    pub(crate) last_exit: Option<ExitRecord>,
+}
+
+/// How a replica ended, as [`ReplicaExit`] has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    pub(crate) replica: String,
+    pub(crate) revision: Revision,
+    pub(crate) at: Timestamp,
+    pub(crate) reason: String,
+    #[serde(default)]
+    pub(crate) code: Option<i32>,
+    #[serde(default)]
+    pub(crate) signal: Option<i32>,
+    #[serde(default)]
+    pub(crate) out_of_memory: bool,
+    #[serde(default)]
+    pub(crate) log_tail: Vec<String>,
+}
+
+impl From<&ExitRecord> for ReplicaExit {
+    fn from(record: &ExitRecord) -> Self {
+        let ExitRecord { replica, revision, at, reason, code, signal, out_of_memory, log_tail } =
+            record.clone();
+        let replica = ReplicaId::new(replica);
+        Self { replica, revision, at, reason, code, signal, out_of_memory, log_tail }
+    }
 }
 
 /// A revision that did not become ready.
@@ -78,6 +112,8 @@ impl FunctionRecord {
             candidate: None,
             woken: false,
             given_up: None,
+            exits: 0,
+            last_exit: None,
         }
     }
 
@@ -147,14 +183,15 @@ impl RecordStore {
                 }
                 let bytes = fs::read(&path).map_err(OpenError::file("read", &path))?;
                 let wrong = |reason: String| OpenError::Record { path: path.clone(), reason };
-                let record: FunctionRecord =
+                let mut record: FunctionRecord =
                     serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-                if record.version != VERSION {
+                if !(1..=VERSION).contains(&record.version) {
                     let found = record.version;
                     return Err(wrong(format!(
-                        "its version is {found}, this Updraft knows {VERSION}; is it an older one?"
+                        "its version is {found}, this Updraft knows those up to {VERSION}; is it an older one?"
                     )));
                 }
+                record.version = VERSION;
                 all.push((record.serving.spec.id.clone(), record));
             }
         }
@@ -179,6 +216,9 @@ pub(crate) struct ReplicaRecord {
     /// It answered its readiness probe.
     #[serde(default)]
     pub(crate) ready: bool,
+    /// When its start began.
+    #[serde(default)]
+    pub(crate) started_at: Option<Timestamp>,
 }
 
 impl ReplicaRecord {
@@ -199,6 +239,7 @@ impl ReplicaRecord {
             owner,
             process: None,
             ready: false,
+            started_at: Some(Timestamp::now()),
         }
     }
 
@@ -207,10 +248,20 @@ impl ReplicaRecord {
         write_atomically(&folder.join("replica.json"), &serde_json::to_vec(self)?, false)
     }
 
-    /// Reads it from a replica's folder; nothing when it is missing or of another version.
+    /// Reads it from a replica's folder; nothing when it is missing or of a later version.
     pub(crate) fn load(folder: &Path) -> Option<Self> {
         let bytes = fs::read(folder.join("replica.json")).ok()?;
-        serde_json::from_slice::<Self>(&bytes).ok().filter(|record| record.version == VERSION)
+        let mut record: Self = serde_json::from_slice(&bytes).ok()?;
+        if !(1..=VERSION).contains(&record.version) {
+            return None;
+        }
+        record.version = VERSION;
+        if record.started_at.is_none() {
+            // The first version did not say; its folder was made then.
+            let made = fs::metadata(folder).and_then(|metadata| metadata.modified()).ok();
+            record.started_at = made.and_then(|made| Timestamp::try_from(made).ok());
+        }
+        Some(record)
     }
 }
 
@@ -258,73 +309,69 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// As written by the first version; kept for ever.
-    const FUNCTION_V1: &str = r#"{
-        "version": 1,
-        "created_at": "2026-11-21T03:00:00Z",
-        "newest": 4,
-        "replicas": 2,
-        "serving": {
-            "revision": 3,
-            "spec": {
-                "id": { "namespace": "openfaas-fn", "name": "demo-hello" },
-                "image": "localhost/demo/hello:1",
-                "secrets": ["token"],
-                "read_only_root": true
-            },
-            "image": "sha256:0101010101010101010101010101010101010101010101010101010101010101",
-            "secrets": {
-                "token": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
-            },
-            "proven": true
-        },
-        "candidate": null,
-        "woken": false,
-        "given_up": { "revision": 4, "reason": "replica exited with code 1", "log_tail": ["x"] }
-    }"#;
+    /// As each version wrote them; kept for ever.
+    const FUNCTIONS: [&str; 2] = [
+        include_str!("record/samples/function-v1.json"),
+        include_str!("record/samples/function-v2.json"),
+    ];
+    const REPLICAS: [&str; 2] = [
+        include_str!("record/samples/replica-v1.json"),
+        include_str!("record/samples/replica-v2.json"),
+    ];
 
-    const REPLICA_V1: &str = r#"{
-        "version": 1,
-        "boot": "b",
-        "function": { "namespace": "openfaas-fn", "name": "demo-hello" },
-        "revision": 3,
-        "address": "10.64.0.2",
-        "owner": [100, 101],
-        "process": [4711, 123456],
-        "ready": true
-    }"#;
-
-    #[test]
-    fn records_of_the_first_version_are_read() {
+    fn loaded(
+        text: &str,
+    ) -> Result<(RecordStore, FunctionId, FunctionRecord, tempfile::TempDir), OpenError> {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("openfaas-fn");
         fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("demo-hello.json"), FUNCTION_V1).unwrap();
+        fs::write(folder.join("demo-hello.json"), text).unwrap();
         // What a crash in the middle of a write leaves is no record.
         fs::write(folder.join(".demo-hello.json.new"), "{").unwrap();
         let store = RecordStore::new(state.path().to_owned());
-        let all = store.load().unwrap();
-        let [(id, record)] = all.as_slice() else { panic!("{all:?}") };
-        assert_eq!(id.to_string(), "demo-hello.openfaas-fn");
-        assert_eq!((record.newest, record.serving.revision), (Revision(4), Revision(3)));
-        store.save(id, record, Durability::Synced).unwrap();
-        assert_eq!(store.load().unwrap(), all);
-        store.remove(id).unwrap();
-        assert!(store.load().unwrap().is_empty());
+        let mut all = store.load()?;
+        assert_eq!(all.len(), 1);
+        let (id, record) = all.remove(0);
+        Ok((store, id, record, state))
+    }
 
-        fs::write(state.path().join("replica.json"), REPLICA_V1).unwrap();
-        let replica = ReplicaRecord::load(state.path()).unwrap();
-        assert_eq!(replica.process, Some((4711, 123_456)));
+    #[test]
+    fn function_records_of_every_version_are_read_and_written_anew() {
+        for (text, exits) in FUNCTIONS.into_iter().zip([0, 7]) {
+            let (store, id, record, _state) = loaded(text).unwrap();
+            assert_eq!(id.to_string(), "demo-hello.openfaas-fn");
+            assert_eq!((record.newest, record.serving.revision), (Revision(4), Revision(3)));
+            assert_eq!((record.version, record.exits), (VERSION, exits));
+            let signal = record.last_exit.as_ref().and_then(|exit| exit.signal);
+            assert_eq!(signal, (exits > 0).then_some(9));
+            store.save(&id, &record, Durability::Synced).unwrap();
+            assert_eq!(store.load().unwrap(), [(id.clone(), record)]);
+            store.remove(&id).unwrap();
+            assert!(store.load().unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn replica_records_of_every_version_are_read() {
+        for text in REPLICAS {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("replica.json"), text).unwrap();
+            let replica = ReplicaRecord::load(folder.path()).unwrap();
+            assert_eq!(replica.process, Some((4711, 123_456)));
+            assert!(replica.ready && replica.started_at.is_some());
+            replica.save(folder.path()).unwrap();
+            assert_eq!(ReplicaRecord::load(folder.path()), Some(replica));
+        }
     }
 
     #[test]
     fn a_record_of_a_later_version_is_refused_by_name() {
-        let state = tempfile::tempdir().unwrap();
-        let folder = state.path().join("openfaas-fn");
-        fs::create_dir(&folder).unwrap();
-        let later = FUNCTION_V1.replace("\"version\": 1", "\"version\": 2");
-        fs::write(folder.join("demo-hello.json"), later).unwrap();
-        let error = RecordStore::new(state.path().to_owned()).load().unwrap_err().to_string();
-        assert!(error.contains("demo-hello.json") && error.contains("version is 2"), "{error}");
+        let later = FUNCTIONS[1].replace("\"version\": 2", "\"version\": 3");
+        let error = loaded(&later).unwrap_err().to_string();
+        assert!(error.contains("demo-hello.json") && error.contains("version is 3"), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        let later = REPLICAS[1].replace("\"version\": 2", "\"version\": 3");
+        fs::write(folder.path().join("replica.json"), later).unwrap();
+        assert_eq!(ReplicaRecord::load(folder.path()), None);
     }
 }

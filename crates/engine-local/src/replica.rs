@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use updraft_engine::{Endpoint, ReplicaId, ReplicaLoad, Revision};
@@ -30,6 +31,17 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
     /// The last lines it wrote, oldest first.
     pub(crate) log_tail: Vec<String>,
+    /// How its first process ended, if it had one that ended by itself.
+    pub(crate) exit: Exit,
+    /// The kernel ended it for want of memory.
+    pub(crate) out_of_memory: bool,
+}
+
+impl Failure {
+    /// One that is no end of a process.
+    pub(crate) fn new(reason: impl Into<String>, log_tail: Vec<String>) -> Self {
+        Self { reason: reason.into(), log_tail, exit: Exit::Unknown, out_of_memory: false }
+    }
 }
 
 /// What a replica tells its function.
@@ -41,6 +53,8 @@ pub(crate) enum Report {
     Ready(Arc<Endpoint>),
     /// It did not become ready in time and is about to end.
     TooLate(Failure),
+    /// It was ready, answers no more and is about to end.
+    Unhealthy(Failure),
     /// It is gone. A failure when nobody had asked it to go.
     Gone(Option<Failure>),
 }
@@ -57,6 +71,8 @@ pub(crate) struct Adopted {
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) revision: Revision,
+    /// When its start began.
+    pub(crate) started_at: Timestamp,
     /// The requests on it, and its door.
     pub(crate) load: Arc<ReplicaLoad>,
     retire: watch::Sender<bool>,
@@ -94,7 +110,8 @@ pub(crate) fn start(
 ) -> Replica {
     let (retire, retired) = watch::channel(false);
     let load = Arc::new(ReplicaLoad::default());
-    let replica = Replica { revision, load: Arc::clone(&load), retire };
+    let started_at = Timestamp::now();
+    let replica = Replica { revision, started_at, load: Arc::clone(&load), retire };
     let shared = Arc::clone(shared);
     let task = Task { shared, id, spec, revision, load, reports, retire: retired };
     let tasks = task.shared.tasks.clone();
@@ -113,7 +130,8 @@ pub(crate) fn adopt(
     let Adopted { id, record, process } = adopted;
     let (retire, retired) = watch::channel(false);
     let revision = record.revision;
-    let replica = Replica { revision, load: Arc::clone(&load), retire };
+    let started_at = record.started_at.unwrap_or_else(Timestamp::now);
+    let replica = Replica { revision, started_at, load: Arc::clone(&load), retire };
     let shared = Arc::clone(shared);
     let task = Task { shared, id, spec, revision, load, reports, retire: retired };
     let tasks = task.shared.tasks.clone();
@@ -138,7 +156,7 @@ impl Task {
             Err(reason) => {
                 self.leave();
                 let log_tail = self.log_tail().await;
-                self.report(Report::Gone(Some(Failure { reason, log_tail })));
+                self.report(Report::Gone(Some(Failure::new(reason, log_tail))));
             }
         }
     }
@@ -214,7 +232,7 @@ impl Task {
                     "replica was not ready within {limit}: {}",
                     probe.explain(&last_seen.borrow())
                 );
-                let told = Failure { reason, log_tail: self.log_tail().await };
+                let told = Failure::new(reason, self.log_tail().await);
                 self.report(Report::TooLate(told.clone()));
                 failure = Some(told);
             }
@@ -294,12 +312,13 @@ impl Task {
     /// Why it ended, asked while its cgroup is still there.
     async fn post_mortem(&self, exit: Exit) -> Failure {
         let group = launch::cgroup_of(&self.shared.options, self.id.as_str());
-        let reason = if self.shared.runtime.cgroups.memory_kills(&group) > 0 {
+        let out_of_memory = self.shared.runtime.cgroups.memory_kills(&group) > 0;
+        let reason = if out_of_memory {
             "replica ran out of memory and was killed, raise `limits.memory` or use less".to_owned()
         } else {
             format!("replica {exit}")
         };
-        Failure { reason, log_tail: self.log_tail().await }
+        Failure { reason, log_tail: self.log_tail().await, exit, out_of_memory }
     }
 
     async fn log_tail(&self) -> Vec<String> {

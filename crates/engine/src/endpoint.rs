@@ -50,6 +50,28 @@ pub struct FunctionEndpoints {
     pub ready: Vec<Arc<Endpoint>>,
     /// What a request that finds no ready replica can expect.
     pub availability: Availability,
+    /// The replicas of a frozen function, where a request may thaw them itself; see [`Resting`].
+    pub resting: Option<Resting>,
+}
+
+/// Frozen replicas within reach of the data plane, so that the first request after a rest need
+/// not wait for the control plane.
+#[derive(Debug, Clone)]
+pub struct Resting {
+    /// The replicas. Their doors are shut until they are thawed.
+    pub replicas: Vec<Arc<Endpoint>>,
+    /// Lets them go on.
+    pub thaw: Arc<dyn Thaw>,
+}
+
+/// Lets the frozen replicas of one function go on.
+pub trait Thaw: Send + Sync + fmt::Debug {
+    /// Thaws the replicas and opens their doors, here and now; the endpoint table follows. Takes
+    /// well under a millisecond and may be called by any number of requests at once.
+    ///
+    /// Returns whether the replicas may take leases now. If not, the function is not frozen any
+    /// more, or cannot be thawed this way: ask for it by [`Engine::wake`](crate::Engine::wake).
+    fn thaw(&self) -> bool;
 }
 
 /// Whether waiting for a replica makes sense.
@@ -130,6 +152,11 @@ impl ReplicaLoad {
     #[must_use]
     pub fn pause_if_idle(&self) -> bool {
         self.word.compare_exchange(0, PAUSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Whether the replica rests.
+    pub fn is_paused(&self) -> bool {
+        self.word.load(Ordering::SeqCst) & PAUSED != 0
     }
 
     /// Takes leases again after a pause; a closed door stays closed.

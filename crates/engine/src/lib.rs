@@ -22,11 +22,12 @@ use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
 pub use endpoint::{
     Availability, Endpoint, EndpointTable, FunctionEndpoints, Lease, ReplicaId, ReplicaLoad,
+    Resting, Thaw,
 };
 pub use error::{EngineError, Fault};
 pub use status::{
-    Capabilities, EngineInfo, FunctionStatus, LogLine, NamespaceInfo, Revision, SecretValue, Usage,
-    Version,
+    Capabilities, EngineInfo, EngineStatus, Fact, FunctionStatus, LogLine, NamespaceInfo,
+    ReplicaExit, ReplicaState, ReplicaStatus, Revision, SecretValue, Trouble, Usage, Version,
 };
 
 /// What to do with the replicas when a spec is applied.
@@ -105,6 +106,13 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
 
     /// Name, orchestration and version, for `/system/info` and `updraft doctor`.
     fn info(&self) -> EngineInfo;
+
+    /// What the engine found below it and what is degraded, for `updraft engine status`.
+    fn status(&self) -> EngineStatus {
+        let EngineInfo { provider, orchestration, version } = self.info();
+        let found = format!("{provider} {} ({orchestration})", version.release);
+        EngineStatus { facts: vec![Fact::good("engine", found)] }
+    }
 
     /// Makes `spec` the desired state of its function: creates it, or replaces what runs by
     /// rolling. Returns as soon as the desire is recorded durably; the rest happens behind.
@@ -194,6 +202,28 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// [`EngineError::UnknownFunction`].
     async fn freeze(&self, _id: &FunctionId) -> Result<bool, EngineError> {
         Ok(false)
+    }
+
+    /// The replicas of a function one by one, oldest first, those that start or go included. An
+    /// engine that knows no more than its endpoint table tells of the ready ones.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`].
+    async fn replicas(&self, id: &FunctionId) -> Result<Vec<ReplicaStatus>, EngineError> {
+        let status = self.get(id).await?;
+        let status = status.ok_or_else(|| EngineError::UnknownFunction(id.clone()))?;
+        let table = self.endpoints().borrow().clone();
+        let ready = table.get(id).map(|entry| entry.ready.clone()).unwrap_or_default();
+        let shown = |endpoint: &std::sync::Arc<Endpoint>| ReplicaStatus {
+            id: endpoint.replica.clone(),
+            revision: status.revision,
+            state: ReplicaState::Ready,
+            address: Some(endpoint.address),
+            started_at: status.created_at,
+            in_flight: endpoint.load.in_flight(),
+            usage: None,
+        };
+        Ok(ready.iter().map(shown).collect())
     }
 
     /// What a function's replicas use now, those that start or go included; nothing when the

@@ -152,6 +152,7 @@ mod tests {
             spec: Arc::new(spec),
             ready: ready.iter().map(|endpoint| Arc::clone(endpoint)).collect(),
             availability: Availability::Ready,
+            resting: None,
         };
         (id.clone(), Arc::new(endpoints))
     }
@@ -246,7 +247,12 @@ mod tests {
             let mut spec = FunctionSpec::new(f.clone(), "localhost/test:1".parse().unwrap());
             spec.annotations.insert(annotations::TIMEOUT.to_owned(), text.to_owned());
             let availability = Availability::Asleep;
-            let endpoints = FunctionEndpoints { spec: Arc::new(spec), ready: vec![], availability };
+            let endpoints = FunctionEndpoints {
+                spec: Arc::new(spec),
+                ready: vec![],
+                availability,
+                resting: None,
+            };
             let table = next(&Table::default(), vec![(f.clone(), Arc::new(endpoints))]);
             assert_eq!(table.by_id(&f).unwrap().timeout(), expected, "{text}");
         };

@@ -85,7 +85,8 @@ impl Double {
         self.table.send_modify(|table| {
             let mut next = HashMap::clone(table);
             let id = spec.id.clone();
-            let endpoints = FunctionEndpoints { spec: Arc::new(spec), ready, availability };
+            let endpoints =
+                FunctionEndpoints { spec: Arc::new(spec), ready, availability, resting: None };
             next.insert(id, Arc::new(endpoints));
             *table = Arc::new(next);
         });

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use crate::backoff;
@@ -16,6 +17,8 @@ pub(super) struct Trouble {
     pub(super) failures: u32,
     pub(super) last: Option<Failure>,
     pub(super) next_start: Option<Instant>,
+    /// The same moment on the calendar, where it is far enough to tell people.
+    pub(super) next_start_at: Option<Timestamp>,
     /// When it may be forgotten.
     pub(super) steady: Option<Instant>,
 }
@@ -24,7 +27,10 @@ impl Trouble {
     pub(super) fn add(&mut self, failure: Failure) {
         let now = Instant::now();
         self.failures += 1;
-        self.next_start = Some(now + backoff::delay(self.failures));
+        let delay = backoff::delay(self.failures);
+        self.next_start = Some(now + delay);
+        let told = SignedDuration::try_from(delay).ok().filter(|_| !delay.is_zero());
+        self.next_start_at = told.and_then(|delay| Timestamp::now().checked_add(delay).ok());
         self.steady = Some(now + STEADY);
         self.last = Some(failure);
     }

@@ -1,10 +1,16 @@
 //! What a function shows of itself: its entry in the endpoint table and its status.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use updraft_engine::{Availability, EngineError, FunctionEndpoints, FunctionStatus, Revision};
+use jiff::Timestamp;
+use updraft_engine::{
+    Availability, EngineError, FunctionEndpoints, FunctionStatus, ReplicaExit, ReplicaId,
+    ReplicaLoad, ReplicaState, Revision, Trouble,
+};
 use updraft_model::{FunctionId, FunctionSpec, labels};
 
+use super::plan::Standing;
 use super::{Controller, Rest};
 use crate::record::{FunctionRecord, GivenUp};
 use crate::replica::Failure;
@@ -27,6 +33,19 @@ pub(crate) struct FunctionState {
     pub(crate) last_failure: Option<Failure>,
     /// It was never ready since it was applied.
     pub(crate) unproven: bool,
+    /// All replicas, whatever they do.
+    pub(crate) members: Arc<[MemberView]>,
+}
+
+/// What everybody may know of one replica.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberView {
+    pub(crate) id: ReplicaId,
+    pub(crate) revision: Revision,
+    pub(crate) state: ReplicaState,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) started_at: Timestamp,
+    pub(crate) load: Arc<ReplicaLoad>,
 }
 
 impl Controller {
@@ -53,7 +72,7 @@ impl Controller {
                 None => Availability::Starting,
             }
         };
-        let endpoints = FunctionEndpoints { spec, ready, availability };
+        let endpoints = FunctionEndpoints { spec, ready, availability, resting: None };
         if self.published.as_deref().is_none_or(|published| !same(published, &endpoints)) {
             let endpoints = Arc::new(endpoints);
             self.published = Some(Arc::clone(&endpoints));
@@ -68,7 +87,24 @@ impl Controller {
             available_replicas: u32::try_from(ready_count).unwrap_or(u32::MAX),
             created_at: desired.created_at,
             message,
+            restarts: desired.exits,
+            last_exit: desired.last_exit.as_ref().map(ReplicaExit::from),
+            trouble: self.trouble(),
         };
+        let views = self.members.iter().map(|(id, member)| MemberView {
+            id: id.clone(),
+            revision: member.replica.revision,
+            state: match member.standing {
+                Standing::Starting => ReplicaState::Starting,
+                Standing::Ready if frozen => ReplicaState::Frozen,
+                Standing::Ready => ReplicaState::Ready,
+                Standing::Leaving => ReplicaState::Leaving,
+            },
+            address: member.endpoint.as_ref().map(|endpoint| endpoint.address),
+            started_at: member.replica.started_at,
+            load: Arc::clone(&member.replica.load),
+        });
+        let views: Arc<[MemberView]> = views.collect();
         let members = &self.members;
         self.specs.retain(|revision, _| {
             *revision == serving
@@ -84,7 +120,16 @@ impl Controller {
             failures: self.serving_trouble.failures,
             last_failure: self.serving_trouble.last.clone(),
             unproven: !desired.serving.proven,
+            members: views,
         }));
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        let trouble = &self.serving_trouble;
+        (trouble.failures > 0).then(|| Trouble {
+            failures: trouble.failures,
+            next_start: trouble.next_start_at.filter(|_| !trouble.is_over()),
+        })
     }
 
     fn message(&self, desired: &FunctionRecord) -> Option<String> {
@@ -92,7 +137,10 @@ impl Controller {
             let last = failure.log_tail.last().map(|line| format!("; its last line: {line}"));
             let failures = self.serving_trouble.failures;
             let times = if failures > 1 { format!(" ({failures} times)") } else { String::new() };
-            return Some(format!("{}{times}{}", failure.reason, last.unwrap_or_default()));
+            let next = self.trouble().and_then(|trouble| trouble.next_start);
+            let next = next.map(|at| format!("; it is started again at {at:.0}"));
+            let (last, next) = (last.unwrap_or_default(), next.unwrap_or_default());
+            return Some(format!("{}{times}{last}{next}", failure.reason));
         }
         let given_up = desired.given_up.as_ref()?;
         Some(format!(

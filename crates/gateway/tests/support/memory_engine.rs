@@ -108,6 +108,7 @@ impl MemoryEngine {
                 0 => Availability::Asleep,
                 _ => Availability::Starting,
             },
+            resting: None,
         };
         let table = state.functions.values().map(|s| (s.spec.id.clone(), Arc::new(entry(s))));
         self.table.send_replace(Arc::new(table.collect()));
@@ -185,6 +186,9 @@ impl Engine for MemoryEngine {
             available_replicas: replicas,
             created_at,
             message: None,
+            restarts: 0,
+            last_exit: None,
+            trouble: None,
             spec,
         };
         state.functions.insert(status.spec.id.clone(), status);

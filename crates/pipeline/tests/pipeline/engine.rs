@@ -191,6 +191,9 @@ impl Engine for RecordingEngine {
             available_replicas: 1,
             created_at: Timestamp::UNIX_EPOCH,
             message: None,
+            restarts: 0,
+            last_exit: None,
+            trouble: None,
         }))
     }
 

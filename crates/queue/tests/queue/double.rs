@@ -32,7 +32,8 @@ impl Double {
             let availability =
                 if ready.is_empty() { Availability::Asleep } else { Availability::Ready };
             let id = spec.id.clone();
-            let endpoints = FunctionEndpoints { spec: Arc::new(spec), ready, availability };
+            let endpoints =
+                FunctionEndpoints { spec: Arc::new(spec), ready, availability, resting: None };
             table.insert(id, Arc::new(endpoints));
         });
     }

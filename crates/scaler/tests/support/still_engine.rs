@@ -59,7 +59,8 @@ impl StillEngine {
             let replicas = u32::from(*availability != Availability::Asleep);
             self.replicas.lock().unwrap().insert(id.clone(), replicas);
             let (spec, availability) = (Arc::new(spec), availability.clone());
-            let endpoints = FunctionEndpoints { spec, ready: Vec::new(), availability };
+            let endpoints =
+                FunctionEndpoints { spec, ready: Vec::new(), availability, resting: None };
             table.insert(id, Arc::new(endpoints));
         }
         self.table.send_replace(Arc::new(table));
@@ -128,6 +129,9 @@ impl Engine for StillEngine {
             available_replicas: replicas,
             created_at: Timestamp::UNIX_EPOCH,
             message: None,
+            restarts: 0,
+            last_exit: None,
+            trouble: None,
         }))
     }
 
