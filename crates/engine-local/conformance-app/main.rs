@@ -2,12 +2,16 @@
 //!
 //! Built with nothing but the standard library, so that its image is a handful of files.
 //! Its environment: `exit_at_start` (a code), `start_delay_ms`, `health` (the status of
-//! `/_/health`, 200 when absent).
+//! `/_/health`, 200 when absent), `lock_file` (written to `/tmp/.lock` once it listens).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
+
+/// What `/_/health` answers once `/sick` has been called; 0 before.
+static SICK: AtomicU16 = AtomicU16::new(0);
 
 /// Longest request head that is read.
 const HEAD_MAX: u64 = 64 * 1024;
@@ -28,6 +32,9 @@ fn main() {
             process::exit(1);
         }
     };
+    if let Ok(text) = env::var("lock_file") {
+        drop(fs::write("/tmp/.lock", text));
+    }
     for stream in listener.incoming().flatten() {
         thread::spawn(move || serve(stream));
     }
@@ -74,7 +81,10 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
     match (verb, rest) {
         ("_", "health") => {
             let status = env::var("health").ok().and_then(|status| status.parse().ok());
-            (status.unwrap_or(200), Vec::new())
+            match SICK.load(Ordering::Relaxed) {
+                0 => (status.unwrap_or(200), Vec::new()),
+                sick => (sick, Vec::new()),
+            }
         }
         ("env", name) => match env::var(name) {
             Ok(value) => text(value),
@@ -82,6 +92,11 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
         },
         ("read", file) => done(fs::read(format!("/{file}"))),
         ("write", file) => done(fs::write(format!("/{file}"), "written").map(|()| Vec::new())),
+        ("remove", file) => done(fs::remove_file(format!("/{file}")).map(|()| Vec::new())),
+        ("sick", _) => {
+            SICK.store(u16::try_from(number()).unwrap_or(500), Ordering::Relaxed);
+            text("sick".to_owned())
+        }
         ("print", words) => {
             println!("{words}");
             text(words.to_owned())

@@ -4,6 +4,7 @@
 //! thaws (`freezer`), and clears away what is left of an instance.
 
 mod freezer;
+mod reclaim;
 mod usage;
 
 use std::fmt;

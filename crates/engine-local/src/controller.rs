@@ -16,11 +16,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-use updraft_engine::{
-    Endpoint, EngineError, Expect, FunctionEndpoints, ReplicaId, ReplicaLoad, Revision,
-};
+use updraft_engine::{Endpoint, EngineError, Expect, FunctionEndpoints, ReplicaId, Revision};
 use updraft_model::{FunctionId, FunctionSpec};
 
 use crate::exit::Exit;
@@ -79,6 +77,7 @@ pub(crate) fn spawn(
         serving_trouble: Trouble::default(),
         candidate_trouble: Trouble::default(),
         rest: Rest::Awake { since: None },
+        rest_over: Arc::default(),
         published: None,
         specs: BTreeMap::new(),
         state,
@@ -106,6 +105,8 @@ struct Controller {
     serving_trouble: Trouble,
     candidate_trouble: Trouble,
     rest: Rest,
+    /// Told when a request has ended the rest.
+    rest_over: Arc<Notify>,
     published: Option<Arc<FunctionEndpoints>>,
     /// One shared copy of each revision's spec in use.
     specs: BTreeMap<Revision, Arc<FunctionSpec>>,
@@ -120,47 +121,55 @@ impl Controller {
         mut inbox: mpsc::Receiver<Command>,
         mut reported: mpsc::UnboundedReceiver<(ReplicaId, Report)>,
     ) {
+        let rest_over = Arc::clone(&self.rest_over);
         loop {
             let wake_up = self.next_timer();
-            tokio::select! {
+            let command = tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::Apply { wish, expect, reply }) => {
-                        let answer = self.apply(*wish, expect);
-                        self.reconcile();
-                        // A caller that left does not need the answer.
-                        drop(reply.send(answer));
-                    }
-                    Some(Command::Scale { replicas, reply }) => {
-                        let answer = self.scale(replicas);
-                        drop(reply.send(answer));
-                    }
-                    Some(Command::Wake { reply }) => {
-                        let answer = self.wake();
-                        drop(reply.send(answer));
-                    }
-                    Some(Command::Freeze { reply }) => {
-                        let answer = self.freeze(&inbox).await;
-                        drop(reply.send(answer));
-                    }
-                    Some(Command::Remove { reply }) => {
-                        let answer = self.remove();
-                        let removed = answer.is_ok();
-                        drop(reply.send(answer));
-                        if removed {
-                            drop(inbox);
-                            return self.wind_up(reported).await;
-                        }
-                    }
+                    Some(command) => command,
                     None => return,
                 },
                 Some((replica, report)) = reported.recv() => {
+                    self.settle();
                     self.take_report(&replica, report);
                     self.reconcile();
+                    continue;
                 }
                 () = sleep_until(wake_up.unwrap_or_else(Instant::now)), if wake_up.is_some() => {
+                    self.settle();
+                    self.reclaim_if_due();
                     self.reconcile();
+                    continue;
+                }
+                () = rest_over.notified() => {
+                    self.settle();
+                    continue;
                 }
                 () = self.shared.closing.cancelled() => return,
+            };
+            self.settle();
+            // A caller that left does not need the answer.
+            match command {
+                Command::Apply { wish, expect, reply } => {
+                    let answer = self.apply(*wish, expect);
+                    self.reconcile();
+                    drop(reply.send(answer));
+                }
+                Command::Scale { replicas, reply } => drop(reply.send(self.scale(replicas))),
+                Command::Wake { reply } => drop(reply.send(self.wake())),
+                Command::Freeze { reply } => {
+                    let answer = self.freeze(&inbox).await;
+                    drop(reply.send(answer));
+                }
+                Command::Remove { reply } => {
+                    let answer = self.remove();
+                    let removed = answer.is_ok();
+                    drop(reply.send(answer));
+                    if removed {
+                        drop(inbox);
+                        return self.wind_up(reported).await;
+                    }
+                }
             }
         }
     }
@@ -189,6 +198,7 @@ impl Controller {
             .into_iter()
             .flat_map(|trouble| [trouble.next_start, trouble.steady])
             .flatten()
+            .chain(self.reclaim_at())
             .filter(|at| *at > now)
             .min()
     }
@@ -198,13 +208,12 @@ impl Controller {
         for adopted in adopted {
             let Some(spec) = self.spec_of(adopted.record.revision) else { continue };
             let id = adopted.id.clone();
-            let load = Arc::new(ReplicaLoad::default());
-            if self.rest == Rest::Frozen {
+            if self.is_frozen() {
                 // Nobody knows the replica yet, so nobody is on it.
-                let _ = load.pause_if_idle();
+                let _ = adopted.load.pause_if_idle();
             }
             let reports = self.reports.clone();
-            let replica = replica::adopt(&self.shared, adopted, spec, load, reports);
+            let replica = replica::adopt(&self.shared, adopted, spec, reports);
             let standing = Standing::Starting;
             self.members.insert(id, Member { replica, standing, endpoint: None });
         }

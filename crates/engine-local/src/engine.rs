@@ -15,8 +15,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{
-    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
-    LogQuery, NamespaceInfo, ReplicaStatus, Revision, SecretValue, Usage, Wake,
+    Capabilities, EndpointTable, Engine, EngineError, EngineInfo, EngineStatus, Expect,
+    FunctionStatus, LogLine, LogQuery, NamespaceInfo, ReplicaStatus, Revision, SecretValue, Usage,
+    Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
@@ -104,6 +105,7 @@ impl LocalEngine {
         // The trial container has left the instance's own group, as replicas will.
         let can_freeze = runtime.cgroups.can_freeze(&options.cgroup());
         let can_measure = runtime.cgroups.usage(&options.cgroup()).is_some();
+        let can_reclaim = can_freeze && runtime.cgroups.can_reclaim(&options.cgroup());
         if !can_freeze {
             degraded.push("there is no cgroup freezer, idle functions cannot be frozen".to_owned());
         }
@@ -128,6 +130,7 @@ impl LocalEngine {
             images,
             runtime,
             can_freeze,
+            can_reclaim,
             can_measure,
             network,
             resolver,
@@ -254,6 +257,10 @@ impl Engine for LocalEngine {
             orchestration: "containers".to_owned(),
             version: self.shared.options.version.clone(),
         }
+    }
+
+    fn status(&self) -> EngineStatus {
+        crate::findings::status(&self.shared, &self.report, &self.table.borrow())
     }
 
     async fn apply_if(

@@ -22,6 +22,7 @@ mod controller;
 mod destroy;
 mod engine;
 mod exit;
+mod findings;
 mod firewall;
 mod image;
 mod launch;

@@ -17,7 +17,7 @@ use updraft_model::{Digest, FunctionSpec};
 use crate::exit::{Exit, Process};
 use crate::launch::{self, Launched};
 use crate::logs;
-use crate::probe::{NotReady, PORT, Probe};
+use crate::probe::{Asked, NotReady, PORT, Probes};
 use crate::record::ReplicaRecord;
 use crate::shared::{Running, Shared};
 use life::{Effect, Event, Life};
@@ -65,6 +65,8 @@ pub(crate) struct Adopted {
     pub(crate) id: ReplicaId,
     pub(crate) record: ReplicaRecord,
     pub(crate) process: Process,
+    /// Its requests and its door, from now on.
+    pub(crate) load: Arc<ReplicaLoad>,
 }
 
 /// A replica as its function sees it.
@@ -119,15 +121,14 @@ pub(crate) fn start(
     replica
 }
 
-/// Goes on with a replica of an earlier run of Updraft, with the door as `load` has it.
+/// Goes on with a replica of an earlier run of Updraft, with the door as it is.
 pub(crate) fn adopt(
     shared: &Arc<Shared>,
     adopted: Adopted,
     spec: Arc<FunctionSpec>,
-    load: Arc<ReplicaLoad>,
     reports: Reports,
 ) -> Replica {
-    let Adopted { id, record, process } = adopted;
+    let Adopted { id, record, process, load } = adopted;
     let (retire, retired) = watch::channel(false);
     let revision = record.revision;
     let started_at = record.started_at.unwrap_or_else(Timestamp::now);
@@ -196,14 +197,17 @@ impl Task {
         let options = &self.shared.options;
         let address = SocketAddr::from((record.address, PORT));
         let load = Arc::clone(&self.load);
-        let probe = Probe::of(&self.spec);
+        let probes = Probes::of(&self.spec);
+        let asked = Asked { address, process: record.process.map(|(pid, _)| pid) };
         let (seen, last_seen) = watch::channel(NotReady::Untried);
         let mut ready: Pin<Box<dyn Future<Output = ()> + Send>> = if record.ready {
             Box::pin(std::future::ready(()))
         } else {
-            let probe = probe.clone();
-            Box::pin(async move { probe.until_ready(address, &seen).await })
+            let probe = probes.ready.clone();
+            Box::pin(async move { probe.until_ready(asked, &seen).await })
         };
+        let mut unhealthy: Pin<Box<dyn Future<Output = String> + Send>> =
+            Box::pin(std::future::pending());
         let mut drained: Pin<Box<dyn Future<Output = usize> + Send>> =
             Box::pin(std::future::pending());
         let mut deadline = begin + options.ready_limit;
@@ -211,10 +215,15 @@ impl Task {
         let mut life = Life::Probing;
         loop {
             let mut exit = None;
+            let mut sickness = None;
             let timed = matches!(life, Life::Probing | Life::Stopping);
             let event = tokio::select! {
                 ended = process.wait() => { exit = Some(ended); Event::Exited }
                 () = &mut ready, if life == Life::Probing => Event::Answered,
+                reason = &mut unhealthy, if life == Life::Ready => {
+                    sickness = Some(reason);
+                    Event::Unhealthy
+                }
                 _ = &mut drained, if life == Life::Draining => Event::Drained,
                 // An error is no order: the function's task has let go because Updraft stops.
                 Ok(_) = self.retire.wait_for(|retired| *retired),
@@ -230,10 +239,16 @@ impl Task {
                 let limit = updraft_model::format_duration(options.ready_limit);
                 let reason = format!(
                     "replica was not ready within {limit}: {}",
-                    probe.explain(&last_seen.borrow())
+                    probes.ready.explain(&last_seen.borrow())
                 );
                 let told = Failure::new(reason, self.log_tail().await);
                 self.report(Report::TooLate(told.clone()));
+                failure = Some(told);
+            }
+            if let Some(reason) = sickness {
+                let reason = format!("replica hangs and is replaced: {reason}");
+                let told = Failure::new(reason, self.log_tail().await);
+                self.report(Report::Unhealthy(told.clone()));
                 failure = Some(told);
             }
             life = next;
@@ -247,6 +262,8 @@ impl Task {
                     self.report(Report::Ready(Arc::new(endpoint)));
                     record.ready = true;
                     self.note(&record);
+                    let (health, load) = (probes.health.clone(), Arc::clone(&load));
+                    unhealthy = Box::pin(async move { health.until_unhealthy(asked, &load).await });
                 }
                 Some(Effect::Drain) => {
                     let (load, limit) = (Arc::clone(&load), options.drain_limit);

@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) runtime: Runtime,
     /// Whether the groups of replicas can be frozen here.
     pub(crate) can_freeze: bool,
+    /// Whether memory of frozen replicas can be put out to swap.
+    pub(crate) can_reclaim: bool,
     /// Whether the groups of replicas tell what is used in them.
     pub(crate) can_measure: bool,
     pub(crate) network: Network,

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use updraft_engine::ReplicaId;
 use updraft_model::FunctionId;
@@ -69,7 +70,9 @@ pub(crate) fn take_stock(
                 Some((Process::adopt(pid, started)?, record))
             });
         match goes_on {
-            Some((process, record)) => adopted.push(Adopted { id, record, process }),
+            Some((process, record)) => {
+                adopted.push(Adopted { id, record, process, load: Arc::default() })
+            }
             None => left.push(id),
         }
     }

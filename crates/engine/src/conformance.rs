@@ -9,9 +9,10 @@
 //!
 //! | path | answer |
 //! |------|--------|
-//! | `/_/health` | the status in the environment variable `health`, else 200 |
+//! | `/_/health` | the status that `/sick` was told, that in the environment variable `health`, or 200 |
+//! | `/sick/STATUS` | makes `/_/health` answer that from now on |
 //! | `/env/NAME` | the variable's value, or 404 |
-//! | `/read/PATH`, `/write/PATH` | the file's content; 500 with the reason when it fails |
+//! | `/read/PATH`, `/write/PATH`, `/remove/PATH` | the file's content, or nothing; 500 with the reason when it fails |
 //! | `/print/WORDS` | prints a line on standard output |
 //! | `/slow/MS` | answers that much later |
 //! | `/exit/CODE` | ends the process |
@@ -21,11 +22,13 @@
 //! | anything else | the variable `answer`, or `hello` |
 //!
 //! With the variable `exit_at_start` it prints `conformance app was asked to fail` on standard
-//! error and exits with that code; with `start_delay_ms` it listens that much later.
+//! error and exits with that code; with `start_delay_ms` it listens that much later; with
+//! `lock_file` it writes `/tmp/.lock` once it listens.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed claim ends its test")]
 
 mod client;
+pub mod exits;
 pub mod isolation;
 pub mod life;
 pub mod logs;
@@ -186,6 +189,16 @@ macro_rules! engine_conformance {
                 a_function_removed_while_it_starts_is_gone,
                 a_removed_function_can_be_created_again,
             ]
+            exits: [
+                an_exit_is_told_with_its_code_and_last_lines,
+                a_memory_kill_is_told_as_one,
+                a_crash_loop_backs_off_and_says_so,
+                replicas_are_told_one_by_one,
+                a_replica_that_hangs_is_replaced,
+                readiness_waits_for_the_path_that_was_asked_for,
+                a_lock_file_tells_readiness_and_health,
+                an_engine_tells_what_it_found,
+            ]
             secrets: [
                 secrets_are_created_listed_updated_and_removed,
                 a_secret_is_a_file_that_only_the_function_reads,
@@ -209,6 +222,7 @@ macro_rules! engine_conformance {
                 no_request_fails_however_often_its_function_is_frozen,
                 a_frozen_function_is_scaled_replaced_and_removed,
                 a_secret_that_changes_during_a_rest_is_seen_after_it,
+                a_request_thaws_without_the_control_plane,
                 a_wake_up_runs_the_minimum,
                 usage_follows_what_replicas_do,
                 a_processor_limit_holds,

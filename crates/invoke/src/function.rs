@@ -19,6 +19,7 @@ use crate::replica::Replica;
 /// in the table when the engine says so; a request that holds this one can still use it.
 pub struct Function {
     pub(crate) endpoints: Arc<FunctionEndpoints>,
+    /// Those that are ready, and those that rest.
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) state: Arc<FunctionState>,
     pub(crate) timeout: Duration,
@@ -119,12 +120,17 @@ impl Function {
         matches!(self.availability(), Availability::Asleep | Availability::Frozen)
     }
 
+    /// Lets frozen replicas go on, where that is in our hands. Returns whether it is.
+    pub(crate) fn thaw(&self) -> bool {
+        self.endpoints.resting.as_ref().is_some_and(|resting| resting.thaw.thaw())
+    }
+
     /// What it carries now.
     pub fn load(&self) -> FunctionLoad {
         FunctionLoad {
             spec: Arc::clone(self.spec()),
             availability: self.availability().clone(),
-            ready: self.replicas.len(),
+            ready: self.ready(),
             in_flight: self.state.metrics.in_flight(),
             started: self.state.metrics.started(),
         }
@@ -132,7 +138,7 @@ impl Function {
 
     /// Replicas that are ready.
     pub fn ready(&self) -> usize {
-        self.replicas.len()
+        self.endpoints.ready.len()
     }
 
     /// How long it may take to its headers, and how long a body may stand still.

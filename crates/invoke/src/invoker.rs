@@ -390,6 +390,8 @@ struct Found {
 /// The search of one call for a replica that takes it.
 struct Search {
     function: Arc<Function>,
+    /// The frozen version of the function that this call has thawed.
+    thawed: Option<Arc<Function>>,
     /// Replicas that did not take a connection.
     refused: Vec<Arc<Replica>>,
     /// When to give up waiting for a replica; set at the first wait.
@@ -409,6 +411,7 @@ impl Search {
     fn new(function: Arc<Function>, started: Instant) -> Self {
         Self {
             function,
+            thawed: None,
             refused: Vec::new(),
             wake_deadline: None,
             connect_deadline: None,
@@ -435,7 +438,8 @@ impl Search {
                     let deadline = *self
                         .wake_deadline
                         .get_or_insert_with(|| tokio::time::Instant::now() + limit);
-                    self.function = shared.wait_ready(&self.function, deadline).await?;
+                    self.function =
+                        shared.wait_ready(&self.function, &mut self.thawed, deadline).await?;
                     self.since = Instant::now();
                     self.connect_deadline = None;
                 } else {

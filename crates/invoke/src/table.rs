@@ -110,7 +110,10 @@ fn renewed(
             Arc::clone,
         )
     };
-    let replicas = endpoints.ready.iter().map(replica).collect();
+    // Those that rest are kept too, with their connections: their doors are shut until the request
+    // that wakes them opens them.
+    let resting = endpoints.resting.iter().flat_map(|resting| &resting.replicas);
+    let replicas = endpoints.ready.iter().chain(resting).map(replica).collect();
     let state = before.map_or_else(|| Arc::new(FunctionState::new(id)), |b| Arc::clone(&b.state));
     Function::new(Arc::clone(endpoints), replicas, state, options)
 }

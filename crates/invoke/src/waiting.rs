@@ -34,13 +34,15 @@ impl Drop for Waiter<'_> {
 }
 
 impl Shared {
-    /// Waits until the function has replicas that `tried` did not have.
+    /// Waits until the function has replicas that `tried` did not have. One that rests is thawed
+    /// here and now where the engine lets us; `thawed` says which version the call has tried so.
     ///
     /// # Errors
     /// The function is gone, cannot be started, or did not start in time; or too many wait.
     pub(crate) async fn wait_ready(
         self: &Arc<Self>,
         tried: &Arc<Function>,
+        thawed: &mut Option<Arc<Function>>,
         deadline: Instant,
     ) -> Result<Arc<Function>, Failure> {
         let state = &tried.state;
@@ -62,6 +64,13 @@ impl Shared {
             let mut until = deadline;
             match function.availability() {
                 Availability::Ready if !Arc::ptr_eq(&function, tried) => return Ok(function),
+                Availability::Frozen
+                    if thawed.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &function))
+                        && function.thaw() =>
+                {
+                    *thawed = Some(Arc::clone(&function));
+                    return Ok(function);
+                }
                 Availability::Asleep | Availability::Frozen => {
                     waking = Some(self.wake(&function));
                 }

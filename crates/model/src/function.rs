@@ -56,8 +56,24 @@ pub mod annotations {
     pub const HEALTH_PATH: &str = "com.openfaas.health.http.path";
     /// Path of the readiness probe; default is the health path.
     pub const READY_PATH: &str = "com.openfaas.ready.http.path";
-    /// Delay before the first health probe: seconds or a Go duration.
+    /// Delay before the first probe of a new replica: seconds or a Go duration.
     pub const HEALTH_INITIAL_DELAY: &str = "com.openfaas.health.http.initialDelay";
+    /// Seconds before the first look at whether a ready replica is still healthy.
+    pub const HEALTH_INITIAL_DELAY_SECONDS: &str = "com.openfaas.health.http.initialDelaySeconds";
+    /// Seconds between two looks at whether it is still healthy.
+    pub const HEALTH_PERIOD: &str = "com.openfaas.health.http.periodSeconds";
+    /// Seconds that such a look may take.
+    pub const HEALTH_TIMEOUT: &str = "com.openfaas.health.http.timeoutSeconds";
+    /// How many of them must fail in a row for the replica to be replaced.
+    pub const HEALTH_FAILURES: &str = "com.openfaas.health.http.failureThreshold";
+    /// Seconds before a new replica is first asked whether it is ready.
+    pub const READY_INITIAL_DELAY: &str = "com.openfaas.ready.http.initialDelaySeconds";
+    /// Seconds that one such question may take.
+    pub const READY_TIMEOUT: &str = "com.openfaas.ready.http.timeoutSeconds";
+    /// How many good answers in a row make a replica ready.
+    pub const READY_SUCCESSES: &str = "com.openfaas.ready.http.successThreshold";
+    /// How replicas are probed: `http` (the default), or `lock` for the watchdog's lock file.
+    pub const PROBE: &str = "updraft.probe";
     /// Web address of the repository a push came from.
     pub const GIT_REPO_URL: &str = "com.openfaas.cloud.git-repo-url";
     /// The release number that is deployed, as text.

@@ -10,8 +10,8 @@ use updraft_engine::{
 };
 use updraft_model::{FunctionId, FunctionSpec, labels};
 
+use super::Controller;
 use super::plan::Standing;
-use super::{Controller, Rest};
 use crate::record::{FunctionRecord, GivenUp};
 use crate::replica::Failure;
 
@@ -57,9 +57,10 @@ impl Controller {
         let ready: Vec<_> = self.ready(serving).cloned().collect();
         let ready_count = ready.len();
         let message = self.message(&desired);
-        let frozen = self.rest == Rest::Frozen;
-        // The data plane knows nothing of replicas that it must not use.
-        let ready = if frozen { Vec::new() } else { ready };
+        let frozen = self.is_frozen();
+        // What rests is no place for a request, unless it thaws it.
+        let (ready, resting) =
+            if frozen { (Vec::new(), self.resting(ready)) } else { (ready, None) };
         let availability = if frozen {
             Availability::Frozen
         } else if !ready.is_empty() {
@@ -72,7 +73,7 @@ impl Controller {
                 None => Availability::Starting,
             }
         };
-        let endpoints = FunctionEndpoints { spec, ready, availability, resting: None };
+        let endpoints = FunctionEndpoints { spec, ready, availability, resting };
         if self.published.as_deref().is_none_or(|published| !same(published, &endpoints)) {
             let endpoints = Arc::new(endpoints);
             self.published = Some(Arc::clone(&endpoints));
@@ -187,6 +188,13 @@ fn same(one: &FunctionEndpoints, other: &FunctionEndpoints) -> bool {
         && one.availability == other.availability
         && one.ready.len() == other.ready.len()
         && one.ready.iter().zip(&other.ready).all(|(a, b)| Arc::ptr_eq(a, b))
+        && match (&one.resting, &other.resting) {
+            (None, None) => true,
+            (Some(one), Some(other)) => {
+                Arc::ptr_eq(&one.thaw, &other.thaw) && one.replicas.len() == other.replicas.len()
+            }
+            _ => false,
+        }
 }
 
 /// The spec as clients see it: with the label that only the engine sets.

@@ -6,6 +6,7 @@
 //! | probing   | too late      | stopping  | terminate             |
 //! | probing   | retire        | stopping  | terminate             |
 //! | ready     | retire        | draining  | drain                 |
+//! | ready     | unhealthy     | stopping  | terminate             |
 //! | draining  | drained       | stopping  | terminate             |
 //! | stopping  | grace is over | stopping  | kill                  |
 //! | any other | exited        | ended     | clean up              |
@@ -36,6 +37,8 @@ pub(crate) enum Event {
     Answered,
     /// It did not answer in time.
     TooLate,
+    /// It was ready and does not answer any more.
+    Unhealthy,
     /// It is not wanted any more.
     Retire,
     /// Its last request has ended, or the limit for that is over.
@@ -68,9 +71,9 @@ impl Life {
             (Self::Ended, _) => (Self::Ended, None),
             (_, Event::Exited) => (Self::Ended, Some(Effect::CleanUp)),
             (Self::Probing, Event::Answered) => (Self::Ready, Some(Effect::Publish)),
-            (Self::Probing, Event::TooLate | Event::Retire) | (Self::Draining, Event::Drained) => {
-                (Self::Stopping, Some(Effect::Terminate))
-            }
+            (Self::Probing, Event::TooLate | Event::Retire)
+            | (Self::Ready, Event::Unhealthy)
+            | (Self::Draining, Event::Drained) => (Self::Stopping, Some(Effect::Terminate)),
             (Self::Ready, Event::Retire) => (Self::Draining, Some(Effect::Drain)),
             (Self::Stopping, Event::GraceOver) => (Self::Stopping, Some(Effect::Kill)),
             (state, _) => (state, None),
@@ -83,9 +86,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EVENTS: [Event; 6] = [
+    const EVENTS: [Event; 7] = [
         Event::Answered,
         Event::TooLate,
+        Event::Unhealthy,
         Event::Retire,
         Event::Drained,
         Event::GraceOver,

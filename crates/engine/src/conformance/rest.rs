@@ -229,6 +229,38 @@ pub async fn a_secret_that_changes_during_a_rest_is_seen_after_it<H: Harness>(
         .await;
 }
 
+/// Where an engine lets the data plane thaw, a request needs nobody else, and the table follows.
+pub async fn a_request_thaws_without_the_control_plane<H: Harness>(judge: Arc<Judge<H>>) {
+    if !judge.can_freeze() {
+        return;
+    }
+    let engine = judge.engine();
+    let spec = judge.spec("self-served");
+    judge.deploy(&spec).await;
+    engine.scale(&spec.id, 2).await.unwrap();
+    judge.until_ready(&spec.id, 2).await;
+    let before = judge.replicas(&spec.id);
+    judge.frozen(&spec.id).await;
+    let table = engine.endpoints().borrow().clone();
+    let Some(resting) = table[&spec.id].resting.clone() else { return };
+    assert_eq!(resting.replicas.len(), 2);
+    assert!(resting.replicas.iter().all(|endpoint| endpoint.load.lease().is_none()));
+    assert!(resting.thaw.thaw());
+    let lease = resting.replicas[0].load.lease().expect("its door is open at once");
+    let answer = Judge::<H>::request(resting.replicas[0].address, "/").await;
+    assert_eq!(answer.map(|answer| answer.body), Ok("hello".to_owned()));
+    assert!(!engine.freeze(&spec.id).await.unwrap(), "a request is under way");
+    drop(lease);
+    judge.until_ready(&spec.id, 2).await;
+    assert_eq!(judge.replicas(&spec.id), before);
+    // A rest that is over stays over, whoever still holds on to it.
+    judge.frozen(&spec.id).await;
+    assert!(resting.thaw.thaw());
+    assert_eq!(judge.availability(&spec.id), Availability::Frozen);
+    assert!(resting.replicas.iter().all(|endpoint| endpoint.load.lease().is_none()));
+    assert_eq!(judge.body(&spec.id, "/").await, "hello");
+}
+
 /// Waking what sleeps runs its minimum; waking what is awake changes nothing.
 pub async fn a_wake_up_runs_the_minimum<H: Harness>(judge: Arc<Judge<H>>) {
     let engine = judge.engine();
