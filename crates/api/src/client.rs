@@ -5,6 +5,7 @@
 
 mod calls;
 mod connection;
+mod engine;
 mod schedules;
 
 use std::fmt::Write as _;

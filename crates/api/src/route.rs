@@ -12,7 +12,8 @@ use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
 use crate::handlers::{
-    builds, calls, changes, functions, git, pushes, schedules, secrets, server, tokens, upload,
+    builds, calls, changes, engine, functions, git, pushes, schedules, secrets, server, tokens,
+    upload,
 };
 
 /// One route as it is declared, for tests and documents.
@@ -100,6 +101,8 @@ fn table() -> Vec<Entry> {
         entry(POST, "/api/v1/calls/{call}/cancel", Known, calls::cancel),
         entry(POST, "/api/v1/calls/{call}/redrive", Known, calls::redrive),
         entry(GET, "/api/v1/schedules", Known, schedules::list),
+        entry(GET, "/api/v1/replicas", Known, engine::replicas),
+        entry(GET, "/api/v1/engine", Admin, engine::status),
         entry(POST, "/api/v1/dead-letters/redrive", Known, calls::redrive_all),
         entry(GET, "/api/v1/owners/{owner}/callback-key", OwnerInPath, calls::key_of_owner),
         entry(GET, "/api/v1/callback-key", Admin, calls::key_of_nobody),

@@ -4,6 +4,7 @@
 //! a secret's value; the one type that holds a token's text does not print it.
 
 mod calls;
+mod engine;
 mod schedules;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use updraft_model::{Digest, FunctionName, ImageRef, OwnerName, RepositoryName, S
 use updraft_store::{BuildId, BuildState, PushId, PushState, TokenId};
 
 pub use calls::{Call, CallResult, Callback, CallbackKey, Redriven};
+pub use engine::{Engine, Fact, FunctionReplicas, ReplicaDetail, ReplicaExit, Trouble};
 pub use schedules::{Schedule, ScheduledRun};
 
 /// A request that was not carried out.

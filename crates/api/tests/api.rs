@@ -10,6 +10,8 @@ mod access;
 mod builds;
 #[path = "api/calls.rs"]
 mod calls;
+#[path = "api/engine.rs"]
+mod engine;
 #[path = "api/functions.rs"]
 mod functions;
 #[path = "api/git.rs"]

@@ -64,6 +64,8 @@ pub(crate) enum Command {
     /// Functions and what they are doing
     #[command(visible_alias = "ls")]
     List(List),
+    /// Replicas: what each does and uses, and how the last one ended
+    Replicas(Replicas),
     /// What a function writes
     Logs(Logs),
     /// Call a function
@@ -91,6 +93,9 @@ pub(crate) enum Command {
     /// Container images kept on this machine
     #[command(subcommand)]
     Images(Images),
+    /// What runs the functions on this machine
+    #[command(subcommand)]
+    Engine(EngineCommand),
     /// Tell what this machine has, what is missing and how to get it
     Doctor,
     /// Print a completion script for a shell
@@ -182,6 +187,27 @@ pub(crate) struct List {
     /// Only this owner's
     #[arg(long, value_name = "OWNER", env = "UPDRAFT_OWNER")]
     pub(crate) owner: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  updraft replicas
+  updraft replicas demo/hello")]
+pub(crate) struct Replicas {
+    /// Only this function's: OWNER/NAME, NAME with --owner, or the name that `faas-cli` knows
+    #[arg(value_name = "FUNCTION")]
+    pub(crate) function: Option<String>,
+
+    /// Only this owner's
+    #[arg(long, value_name = "OWNER", env = "UPDRAFT_OWNER")]
+    pub(crate) owner: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EngineCommand {
+    /// Runtime, control groups, kernel features, and what is degraded and why
+    Status,
 }
 
 /// A function of an owner, as the commands take it.

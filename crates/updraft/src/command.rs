@@ -4,6 +4,7 @@
 pub(crate) mod builds;
 pub(crate) mod calls;
 pub(crate) mod down;
+pub(crate) mod engine;
 mod function;
 pub(crate) mod images;
 pub(crate) mod invoke;
@@ -13,6 +14,7 @@ pub(crate) mod new;
 pub(crate) mod push;
 pub(crate) mod releases;
 pub(crate) mod remove;
+pub(crate) mod replicas;
 pub(crate) mod schedules;
 pub(crate) mod secrets;
 pub(crate) mod token;

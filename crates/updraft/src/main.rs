@@ -64,6 +64,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::New(new) => command::new::run(&new, output),
         Command::Push(push) => command::push::run(&client()?, push, output).await,
         Command::List(list) => command::list::run(&client()?, list, output).await,
+        Command::Replicas(replicas) => command::replicas::run(&client()?, replicas, output).await,
+        Command::Engine(engine) => command::engine::run(&client()?, &engine, output).await,
         Command::Logs(logs) => command::logs::run(&client()?, logs, output).await,
         Command::Invoke(invoke) => command::invoke::run(&client()?, invoke).await,
         Command::Builds(builds) => command::builds::run(&client()?, builds, output).await,
