@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("updraft-engine", 1),
     ("updraft-metrics", 1),
     ("updraft-source", 1),
+    ("updraft-seal", 1),
     ("updraft-images", 1),
     ("updraft-builder", 2),
     ("updraft-engine-local", 2),
