@@ -12,6 +12,7 @@ use crate::process::cargo;
 /// The floor of each crate; one may use those on lower floors only.
 const FLOORS: &[(&str, u32)] = &[
     ("updraft-model", 0),
+    ("updraft-idmap", 0),
     ("updraft-store", 1),
     ("updraft-engine", 1),
     ("updraft-metrics", 1),

@@ -1,8 +1,6 @@
 //! The OCI bundle of one replica: what the container may do, see and use.
 //!
 //! Everything here is for everybody: there is no switch for a function to be less contained.
-//! A user namespace per tenant would be one more entry in `namespaces` and the mappings beside
-//! it.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +10,7 @@ use serde_json::{Value, json};
 use updraft_model::FunctionSpec;
 
 use crate::image::ImageProcess;
+use crate::tenants::{IdRange, USERS};
 use crate::user::User;
 
 /// System calls a replica may make.
@@ -21,6 +20,9 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Where functions look for their secrets.
 pub(crate) const SECRETS: &str = "/var/openfaas/secrets";
+
+/// What replicas see of the machine's `/sys`: how many processors there are, and how large pages.
+const SHOWN_OF_SYS: [&str; 2] = ["/sys/devices/system/cpu", "/sys/kernel/mm/transparent_hugepage"];
 
 /// Most open files of a replica.
 const OPEN_FILES: u64 = 65_536;
@@ -35,6 +37,8 @@ pub(crate) struct Bundle<'a> {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) working_dir: &'a str,
     pub(crate) user: &'a User,
+    /// What the machine calls the users of the container.
+    pub(crate) users: IdRange,
     pub(crate) hostname: &'a str,
     pub(crate) root: PathBuf,
     pub(crate) read_only_root: bool,
@@ -121,6 +125,7 @@ impl Bundle<'_> {
         let env: Vec<_> = self.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let open_files = open_files();
         let cwd = if self.working_dir.starts_with('/') { self.working_dir } else { "/" };
+        let mapping = json!({ "containerID": 0, "hostID": self.users.first, "size": USERS });
         json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -157,16 +162,18 @@ impl Bundle<'_> {
                     { "type": "mount" },
                     { "type": "cgroup" },
                     { "type": "network", "path": self.network },
+                    { "type": "user" },
                 ],
+                "uidMappings": [mapping],
+                "gidMappings": [mapping],
                 "seccomp": seccomp(),
                 "maskedPaths": [
                     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore",
                     "/proc/keys", "/proc/key-users", "/proc/latency_stats", "/proc/sched_debug",
                     "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-                    "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/cgroup",
                 ],
                 "readonlyPaths": [
-                    "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+                    "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys",
                 ],
             },
         })
@@ -183,9 +190,19 @@ impl Bundle<'_> {
             mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"]),
             mount("/dev/pts", "devpts", &terminals),
             mount("/dev/shm", "tmpfs", &shared),
-            mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
             mount("/tmp", "tmpfs", &memory),
+            // A view of the machine's devices is nobody's business, and could not be mounted by
+            // who does not own the network namespace: only what language runtimes look for.
+            mount("/sys", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755", "size=64k"]),
         ];
+        mounts.extend(SHOWN_OF_SYS.iter().filter(|path| Path::new(path).exists()).map(|path| {
+            json!({
+                "destination": path,
+                "type": "bind",
+                "source": path,
+                "options": ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"],
+            })
+        }));
         mounts.extend(self.binds.iter().map(|(source, destination)| {
             json!({
                 "destination": destination,
@@ -292,6 +309,7 @@ mod tests {
             env: vec![],
             working_dir: "",
             user: &user,
+            users: IdRange { first: 131_072 },
             hostname: "h",
             root: "/r".into(),
             read_only_root: true,
@@ -312,7 +330,8 @@ mod tests {
         }
         assert_eq!(config["process"]["noNewPrivileges"], true);
         assert_eq!(config["root"]["readonly"], true);
-        assert_eq!(config["linux"]["namespaces"].as_array().unwrap().len(), 6);
+        assert_eq!(config["linux"]["namespaces"].as_array().unwrap().len(), 7);
+        assert_eq!(config["linux"]["uidMappings"][0]["hostID"], 131_072);
         assert_eq!(config["linux"]["resources"]["cpu"]["quota"], 25_000);
         assert_eq!(config["linux"]["resources"]["memory"]["swap"], 1);
         assert_eq!(config["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");

@@ -32,13 +32,15 @@ use crate::logs;
 use crate::namespaces::Namespaces;
 use crate::network::Network;
 use crate::options::{LocalEngineOptions, OpenError};
-use crate::record::RecordStore;
+use crate::private_mounts::{STAGE, make_stage};
+use crate::record::{FunctionRecord, RecordStore};
 use crate::replica::{Adopted, Failure};
 use crate::runtime::Runtime;
 use crate::secrets::SecretStore;
 use crate::shared::Shared;
 use crate::stock::{lock, note_state_folder, private_folder, resolver_file, take_stock};
 use crate::strays;
+use crate::tenants::{self, Tenants};
 
 /// Most containers that are started at the same time; more would only slow each other down.
 const LAUNCHES: usize = 8;
@@ -92,6 +94,7 @@ impl LocalEngine {
         }
         let lock = lock(&options.state)?;
         note_state_folder(&options)?;
+        make_stage().map_err(OpenError::file("create", Path::new(STAGE)))?;
         let this = Path::new("/proc/self");
         exit::become_reaper().map_err(OpenError::file("become the reaper of", this))?;
         let boot = exit::boot_id().map_err(OpenError::file("read the boot id below", this))?;
@@ -100,6 +103,22 @@ impl LocalEngine {
         let stored = records.load()?;
         let (mut adopted, left) = take_stock(&options, &boot, &stored)?;
         let in_use: Vec<Ipv4Addr> = adopted.iter().map(|adopted| adopted.record.address).collect();
+        let tenants_of = |record: &FunctionRecord| {
+            let revisions = [Some(&record.serving), record.candidate.as_ref()];
+            revisions.into_iter().flatten().map(|one| one.spec.tenant()).collect::<Vec<_>>()
+        };
+        let known = stored.iter().flat_map(|(_, record)| tenants_of(record)).collect();
+        let running = adopted.iter().filter_map(|adopted| adopted.record.tenant.clone()).collect();
+        let tenants = Tenants::open(&options, &known, &running)?;
+        let can_shift = match tenants::try_shifting(&options) {
+            Ok(()) => true,
+            Err(reason) => {
+                degraded.push(format!(
+                    "functions cannot read files that their images keep from other users: {reason}"
+                ));
+                false
+            }
+        };
         let (network, network_degraded) = Network::open(&options, &in_use).await?;
         degraded.extend(network_degraded);
         // The trial container has left the instance's own group, as replicas will.
@@ -133,6 +152,8 @@ impl LocalEngine {
             can_reclaim,
             can_measure,
             network,
+            tenants,
+            can_shift,
             resolver,
             launches: Semaphore::new(LAUNCHES),
             boot,

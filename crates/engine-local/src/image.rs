@@ -28,6 +28,8 @@ pub struct PreparedImage {
     pub id: Digest,
     /// The image's files, never written to.
     pub root: PathBuf,
+    /// The same files as folders to stack, from top to bottom; never empty.
+    pub layers: Vec<PathBuf>,
     /// What to run.
     pub process: ImageProcess,
 }
@@ -82,6 +84,7 @@ impl ImageSource for ImageStore {
             self.ensure_as(image, credentials, &progress).await.map_err(|error| chain(&error))?
         };
         let root = self.mount(&found).await.map_err(|error| chain(&error))?;
+        let layers = self.layers(&found, &root).map_err(|error| chain(&error))?;
         let Image { id, config, .. } = found;
         let process = ImageProcess {
             env: config.env,
@@ -90,7 +93,7 @@ impl ImageSource for ImageStore {
             user: config.user,
             working_dir: config.working_dir,
         };
-        Ok(PreparedImage { id, root, process })
+        Ok(PreparedImage { id, root, layers, process })
     }
 }
 

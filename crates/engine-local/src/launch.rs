@@ -17,6 +17,7 @@ use crate::options::LocalEngineOptions;
 use crate::record::ReplicaRecord;
 use crate::runtime::{Root, Run, Runtime};
 use crate::shared::Shared;
+use crate::tenants::{self, IdRange, USERS};
 use crate::user::{self, User};
 
 /// A container that runs, and the note that lets a later Updraft adopt it.
@@ -69,11 +70,14 @@ async fn start(
     let failed =
         |doing: &'static str| move |error: std::io::Error| format!("cannot {doing}: {error}");
     let user = user::resolve(&image.root, &image.process.user)?;
-    let owner = (user.uid, user.gid);
+    let tenant = spec.tenant();
+    let users = shared.tenants.range(&tenant)?;
+    let owner = owner_outside(&user, users)?;
     let folder = options.replica_folder().join(replica.as_str());
     DirBuilder::new().mode(0o700).create(&folder).map_err(failed("make the replica's folder"))?;
     let mut record =
         ReplicaRecord::new(&shared.boot, spec.id.clone(), revision, slot.address, owner);
+    record.tenant = Some(tenant);
     // Noted before it exists: a crash in between leaves something that can be found.
     record.save(&folder).map_err(failed("note the replica"))?;
 
@@ -88,9 +92,16 @@ async fn start(
         binds.push((secrets.map_err(failed("hand out its secrets"))?, SECRETS));
     }
     let limits = limits_of(options, spec, shared.runtime.cgroups.swap_limit);
+    let map = if shared.can_shift {
+        Some(shared.tenants.map(users).map_err(failed("make its user namespace"))?)
+    } else {
+        None
+    };
     let root = Root {
-        image: image.root.clone(),
-        stage: stage(options).map_err(failed("make the folder for its root"))?,
+        layers: image.layers.clone(),
+        map,
+        users,
+        binds: binds.iter().map(|(source, _)| source.clone()).collect(),
         bytes: options.root_bytes,
     };
     let contents = Bundle {
@@ -98,13 +109,18 @@ async fn start(
         env: bundle::environment(&image.process, spec, &user),
         working_dir: &image.process.working_dir,
         user: &user,
+        users,
         hostname,
-        root: Root::merged(&root.stage),
+        root: Root::merged(),
         read_only_root: spec.read_only_root,
         network: format!("/proc/{}/fd/{}", std::process::id(), slot.namespace.as_raw_fd()),
         cgroup: cgroup_of(options, replica.as_str()),
         limits,
-        binds,
+        binds: binds
+            .iter()
+            .enumerate()
+            .map(|(number, (_, place))| (Root::bind(number), *place))
+            .collect(),
     };
     bundle::write(&folder, &contents).map_err(failed("write its bundle"))?;
     let output = logs::create(options, &spec.id, replica).map_err(failed("make its log file"))?;
@@ -114,6 +130,19 @@ async fn start(
     record.process = start_time(pid).map(|started| (pid, started));
     record.save(&folder).map_err(failed("note the replica's process"))?;
     Ok(Launched { process, record })
+}
+
+/// What the machine calls the user and the group of a replica's first process.
+fn owner_outside(user: &User, users: IdRange) -> Result<(u32, u32), String> {
+    let outside = |kind: &str, number: u32| {
+        users.outside(number).ok_or_else(|| {
+            format!("the image's {kind} {number} is too high, containers have those below {USERS}")
+        })
+    };
+    for group in &user.groups {
+        outside("group", *group)?;
+    }
+    Ok((outside("user", user.uid)?, outside("group", user.gid)?))
 }
 
 /// Removes what a replica had on the host. Its processes are killed when there are any.
@@ -174,13 +203,6 @@ impl Limits {
     }
 }
 
-/// The folder on which every start mounts its root, unseen by others.
-fn stage(options: &LocalEngineOptions) -> std::io::Result<PathBuf> {
-    let stage = options.run.join("stage");
-    DirBuilder::new().recursive(true).mode(0o700).create(&stage)?;
-    Ok(stage)
-}
-
 /// What the program of a test container prints.
 const TRIED: &str = "works";
 
@@ -206,10 +228,13 @@ async fn try_in(
 ) -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let users = tenants::trial(options);
     let user = User { uid: 65_534, gid: 65_534, groups: Vec::new(), home: "/".to_owned() };
     let root = Root {
-        image: PathBuf::from("/"),
-        stage: stage(options).map_err(failed)?,
+        layers: vec![PathBuf::from("/")],
+        map: None,
+        users,
+        binds: Vec::new(),
         bytes: options.root_bytes,
     };
     let bundle = Bundle {
@@ -217,8 +242,9 @@ async fn try_in(
         env: Vec::new(),
         working_dir: "/",
         user: &user,
+        users,
         hostname: "try",
-        root: Root::merged(&root.stage),
+        root: Root::merged(),
         read_only_root: true,
         // The program does nothing, so the host's network is as good as any.
         network: "/proc/self/ns/net".to_owned(),

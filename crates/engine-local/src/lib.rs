@@ -40,8 +40,9 @@ mod secrets;
 mod shared;
 mod stock;
 mod strays;
+mod tenants;
 mod user;
 
 pub use engine::{EngineReport, LocalEngine};
 pub use image::{ImageProcess, ImageSource, PreparedImage};
-pub use options::{LocalEngineOptions, OpenError, RuntimeChoice};
+pub use options::{LocalEngineOptions, OpenError, RuntimeChoice, UserRange};

@@ -17,6 +17,25 @@ pub enum RuntimeChoice {
     Runc,
 }
 
+/// The users and groups of the machine that tenants are given ranges of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserRange {
+    /// The first of them.
+    pub first: u32,
+    /// How many. Each tenant takes 65 536, and as many are kept for trials.
+    pub count: u32,
+}
+
+impl UserRange {
+    /// Above what distributions, login managers and systemd give out by themselves, and below
+    /// the numbers that some programs take for negative.
+    pub const USUAL: Self = Self { first: 0x7000_0000, count: 0x0ffe_0000 };
+
+    pub(crate) fn ranges(self) -> u32 {
+        self.count.min(u32::MAX - self.first) / crate::tenants::USERS
+    }
+}
+
 /// Everything the local engine needs to know. Paths are given by the caller; the engine invents
 /// none.
 #[derive(Debug, Clone)]
@@ -54,6 +73,8 @@ pub struct LocalEngineOptions {
     pub kept_logs: usize,
     /// Network namespaces kept ready so that a start does not wait for one.
     pub spare_networks: usize,
+    /// Users that tenants are given ranges of.
+    pub users: UserRange,
 }
 
 impl LocalEngineOptions {
@@ -80,17 +101,20 @@ impl LocalEngineOptions {
             log_bytes: 8 << 20,
             kept_logs: 5,
             spare_networks: 2,
+            users: UserRange::USUAL,
         }
     }
 
     /// Refuses an instance name that cannot be part of device and table names.
     pub(crate) fn check(&self) -> Result<(), OpenError> {
         let fits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if self.instance.len() == 8 && self.instance.bytes().all(fits) {
-            Ok(())
-        } else {
-            Err(OpenError::Instance(self.instance.clone()))
+        if self.instance.len() != 8 || !self.instance.bytes().all(fits) {
+            return Err(OpenError::Instance(self.instance.clone()));
         }
+        if self.users.first == 0 || self.users.ranges() < 2 {
+            return Err(OpenError::Users);
+        }
+        Ok(())
     }
 
     pub(crate) fn record_folder(&self) -> PathBuf {
@@ -159,6 +183,11 @@ pub enum OpenError {
         /// What is wrong.
         reason: String,
     },
+    /// There are not enough users to give to tenants.
+    #[error(
+        "`isolation.users` has room for no tenant, each needs 65536 users and as many are kept for trials"
+    )]
+    Users,
     /// The network could not be set up.
     #[error("cannot {doing}: {reason}")]
     Network {

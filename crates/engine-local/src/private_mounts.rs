@@ -1,7 +1,9 @@
 //! Work in a mount namespace of its own: what is mounted there is seen by the programs started
 //! there and vanishes with the last of them, so that no crash can leave a mount behind.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -10,6 +12,19 @@ use tokio::sync::oneshot;
 
 /// Where a hybrid cgroup layout has its second hierarchy; crun 1.8 refuses to work beside it.
 pub(crate) const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
+/// An empty folder that everybody may enter, on which each start mounts what its container is
+/// made of, seen by it alone. Below the engine's own folders a container's users could not go.
+pub(crate) const STAGE: &str = "/run/updraft-stage";
+
+/// Makes the folder, unless it is there.
+pub(crate) fn make_stage() -> io::Result<()> {
+    match fs::create_dir(STAGE) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::set_permissions(STAGE, fs::Permissions::from_mode(0o755))
+}
 
 /// Whether the hybrid layout's second hierarchy is shown to the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

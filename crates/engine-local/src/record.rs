@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use updraft_engine::{ReplicaExit, ReplicaId, Revision};
-use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName};
+use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName, Tenant};
 
 use crate::options::OpenError;
 
@@ -210,6 +210,9 @@ pub(crate) struct ReplicaRecord {
     pub(crate) address: Ipv4Addr,
     /// User and group that own its secret files.
     pub(crate) owner: (u32, u32),
+    /// Whose it is; one of an Updraft that knew no tenants has none, and is in no user namespace.
+    #[serde(default)]
+    pub(crate) tenant: Option<Tenant>,
     /// The first process, once it runs: its id and when it started, in clock ticks since boot.
     #[serde(default)]
     pub(crate) process: Option<(i32, u64)>,
@@ -237,6 +240,7 @@ impl ReplicaRecord {
             revision,
             address,
             owner,
+            tenant: None,
             process: None,
             ready: false,
             started_at: Some(Timestamp::now()),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,11 +13,13 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use thiserror::Error;
+use updraft_idmap::IdMap;
 
 use crate::cgroup::{Cgroups, Layout};
 use crate::options::{LocalEngineOptions, OpenError, RuntimeChoice};
-use crate::private_mounts::{UnifiedCgroup, in_private_mounts};
+use crate::private_mounts::{STAGE, UnifiedCgroup, in_private_mounts};
 use crate::strays;
+use crate::tenants::IdRange;
 
 /// Longest time one call of the runtime may take before it is ended; a start takes milliseconds.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -64,41 +66,87 @@ pub(crate) struct Runtime {
 /// What is mounted for one container, seen by it alone.
 #[derive(Debug)]
 pub(crate) struct Root {
-    /// The image's files.
-    pub(crate) image: PathBuf,
-    /// An empty folder; what is mounted on it exists in the container's namespace only.
-    pub(crate) stage: PathBuf,
+    /// The image's files, as folders to stack from top to bottom.
+    pub(crate) layers: Vec<PathBuf>,
+    /// Shows them as those of the container's users; they look like nobody's without.
+    pub(crate) map: Option<Arc<IdMap>>,
+    /// Who owns what the container adds at the root: its own first user.
+    pub(crate) users: IdRange,
+    /// Files and folders of the host that the container is shown, by their number.
+    pub(crate) binds: Vec<PathBuf>,
     /// Room for what the replica changes, in bytes.
     pub(crate) bytes: u64,
 }
 
 impl Root {
     /// Where the container's root will be.
-    pub(crate) fn merged(stage: &Path) -> PathBuf {
-        stage.join("root")
+    pub(crate) fn merged() -> PathBuf {
+        Path::new(STAGE).join("root")
+    }
+
+    /// Where one of the binds will be: its container may not enter the folder it lies in.
+    pub(crate) fn bind(number: usize) -> PathBuf {
+        Path::new(STAGE).join(format!("bind{number}"))
     }
 
     /// Lays a fresh, bounded layer in memory over the image.
     fn mount(&self) -> io::Result<()> {
         use nix::mount::{MsFlags, mount};
         let data = format!("mode=0755,size={},nr_inodes=65536", self.bytes);
-        mount(Some("tmpfs"), &self.stage, Some("tmpfs"), MsFlags::empty(), Some(data.as_str()))?;
-        let (upper, work) = (self.stage.join("upper"), self.stage.join("work"));
-        let merged = Self::merged(&self.stage);
-        for folder in [&upper, &work, &merged] {
+        mount(Some("tmpfs"), STAGE, Some("tmpfs"), MsFlags::empty(), Some(data.as_str()))?;
+        // Short names for all that is here: the kernel takes a page of options. The thread's
+        // working folder is its own, as its mount namespace is.
+        std::env::set_current_dir(STAGE)?;
+        let (upper, work) = (Path::new("upper"), Path::new("work"));
+        let merged = Self::merged();
+        for (number, source) in self.binds.iter().enumerate() {
+            let place = Self::bind(number);
+            if source.is_dir() {
+                fs::create_dir(&place)?;
+            } else {
+                drop(File::create(&place)?);
+            }
+            mount(Some(source), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        }
+        for folder in [upper, work, &merged] {
             fs::create_dir(folder)?;
             // The layer's own folder becomes `/`, which everybody may enter whatever our umask.
             fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
         }
-        let lower = overlay_path(&self.image)?;
-        let data = format!(
-            "lowerdir={lower},upperdir={},workdir={},index=off,metacopy=off",
-            overlay_path(&upper)?,
-            overlay_path(&work)?
-        );
+        chown(upper, Some(self.users.first), Some(self.users.first))?;
+        let lower = match &self.map {
+            Some(map) => match self.shifted(map) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    tracing::warn!("the image's file system cannot show files as a tenant's");
+                    self.plain()?
+                }
+                shifted => shifted?,
+            },
+            None => self.plain()?,
+        };
+        let data = format!("lowerdir={lower},upperdir=upper,workdir=work,index=off,metacopy=off");
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
         mount(Some("overlay"), &merged, Some("overlay"), flags, Some(data.as_str()))?;
-        Ok(())
+        std::env::set_current_dir("/")
+    }
+
+    /// The layers as they are: what the image keeps from others, its container cannot read.
+    fn plain(&self) -> io::Result<String> {
+        let names: io::Result<Vec<_>> =
+            self.layers.iter().map(|layer| overlay_path(layer)).collect();
+        Ok(names?.join(":"))
+    }
+
+    /// Mounts the layers as the container's users see them, and names them for the overlay.
+    fn shifted(&self, map: &IdMap) -> io::Result<String> {
+        let mut names = Vec::with_capacity(self.layers.len());
+        for (number, layer) in self.layers.iter().enumerate() {
+            let name = number.to_string();
+            fs::create_dir(&name)?;
+            updraft_idmap::attach(&map.shifted(layer)?, Path::new(&name))?;
+            names.push(name);
+        }
+        Ok(names.join(":"))
     }
 }
 

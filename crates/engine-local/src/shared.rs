@@ -19,6 +19,7 @@ use crate::options::LocalEngineOptions;
 use crate::record::RecordStore;
 use crate::runtime::Runtime;
 use crate::secrets::SecretStore;
+use crate::tenants::Tenants;
 
 /// The parts of an open engine.
 pub(crate) struct Shared {
@@ -32,6 +33,9 @@ pub(crate) struct Shared {
     /// Whether the groups of replicas tell what is used in them.
     pub(crate) can_measure: bool,
     pub(crate) network: Network,
+    pub(crate) tenants: Tenants,
+    /// Whether the kernel shows an image's files as those of a tenant's users.
+    pub(crate) can_shift: bool,
     pub(crate) secrets: SecretStore,
     pub(crate) records: RecordStore,
     /// The `resolv.conf` that replicas see.

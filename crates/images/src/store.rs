@@ -344,6 +344,24 @@ impl ImageStore {
         Ok(target)
     }
 
+    /// The folders of a mounted image's files, from top to bottom, for who stacks them himself:
+    /// its layers, or the mounted folder where layers are not the kernel's to stack.
+    ///
+    /// # Errors
+    /// The image is not here any more, or the store is damaged.
+    pub fn layers(&self, image: &Image, mounted: &Path) -> Result<Vec<PathBuf>, ImageError> {
+        if self.inner.driver != Driver::Overlay {
+            return Ok(vec![mounted.to_owned()]);
+        }
+        let by_id = format!("x@{}", image.id).parse::<ImageRef>().ok();
+        let record = by_id.map(|id| self.inner.layout.find(&id)).transpose()?.flatten();
+        let folders = record.map(|record| self.inner.layout.folders(&record)).transpose()?;
+        // One without layers is an empty folder.
+        Ok(folders
+            .filter(|folders| !folders.is_empty())
+            .unwrap_or_else(|| vec![mounted.to_owned()]))
+    }
+
     /// Where only a user-space program can stack the layers, `buildah` starts it, for a working
     /// container that nobody works in.
     async fn mount_by_buildah(

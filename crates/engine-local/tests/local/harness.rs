@@ -56,7 +56,8 @@ impl ImageSource for FolderImage {
             user: "app".to_owned(),
             ..ImageProcess::default()
         };
-        Ok(PreparedImage { id: Digest::from_bytes([1; 32]), root: self.0.clone(), process })
+        let (id, root) = (Digest::from_bytes([1; 32]), self.0.clone());
+        Ok(PreparedImage { id, layers: vec![root.clone()], root, process })
     }
 }
 
