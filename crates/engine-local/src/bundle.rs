@@ -18,8 +18,8 @@ const SECCOMP: &str = include_str!("seccomp.json");
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where functions look for their secrets.
-pub(crate) const SECRETS: &str = "/var/openfaas/secrets";
+/// Where functions look for their secrets: today, and where older ones do.
+pub(crate) const SECRETS: [&str; 2] = ["/var/openfaas/secrets", "/run/secrets"];
 
 /// What replicas see of the machine's `/sys`: how many processors there are, and how large pages.
 const SHOWN_OF_SYS: [&str; 2] = ["/sys/devices/system/cpu", "/sys/kernel/mm/transparent_hugepage"];

@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{
     Capabilities, EndpointTable, Engine, EngineError, EngineInfo, EngineStatus, Expect,
-    FunctionStatus, LogLine, LogQuery, NamespaceInfo, ReplicaStatus, Revision, SecretValue, Usage,
-    Wake,
+    FunctionStatus, LogLine, LogQuery, NamespaceInfo, PutSecret, ReplicaStatus, Revision,
+    SecretChange, SecretContent, SecretInfo, SecretItems, Usage, Wake,
 };
-use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
+use updraft_model::{Digest, FunctionId, FunctionSpec, Namespace, SecretName};
 
 use crate::bundle;
 use crate::controller::{
@@ -33,10 +33,10 @@ use crate::namespaces::Namespaces;
 use crate::network::Network;
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::private_mounts::{STAGE, make_stage};
-use crate::record::{FunctionRecord, RecordStore};
+use crate::record::{Durability, FunctionRecord, RecordStore};
 use crate::replica::{Adopted, Failure};
 use crate::runtime::Runtime;
-use crate::secrets::SecretStore;
+use crate::secrets::{Migrated, SecretStore};
 use crate::shared::Shared;
 use crate::stock::{lock, note_state_folder, private_folder, resolver_file, take_stock};
 use crate::strays;
@@ -100,7 +100,9 @@ impl LocalEngine {
         let boot = exit::boot_id().map_err(OpenError::file("read the boot id below", this))?;
         let (runtime, mut degraded) = Runtime::detect(&options).await?;
         let records = RecordStore::new(options.record_folder());
-        let stored = records.load()?;
+        let mut stored = records.load()?;
+        let (secrets, migrated) = SecretStore::open(&options)?;
+        renew_digests(&records, &secrets, &migrated, &mut stored)?;
         let (mut adopted, left) = take_stock(&options, &boot, &stored)?;
         let in_use: Vec<Ipv4Addr> = adopted.iter().map(|adopted| adopted.record.address).collect();
         let tenants_of = |record: &FunctionRecord| {
@@ -143,7 +145,7 @@ impl LocalEngine {
             .map_err(OpenError::file("write", &resolver))?;
         let namespaces = Namespaces::open(options.state.join("namespaces.json"))?;
         let shared = Arc::new(Shared {
-            secrets: SecretStore::open(&options)?,
+            secrets,
             records,
             options,
             images,
@@ -259,11 +261,37 @@ impl LocalEngine {
     }
 
     fn check_secret(&self, namespace: &Namespace, name: &SecretName) -> Result<(), EngineError> {
-        if self.shared.secrets.contains(namespace, name) {
+        if self.shared.secrets.info(namespace, name).is_some() {
             return Ok(());
         }
         Err(EngineError::UnknownSecret { namespace: namespace.clone(), name: name.clone() })
     }
+}
+
+/// Notes the digests of today where an earlier version noted plain ones: those told what a secret
+/// was to whoever guessed it, and would make each function look as if its secrets had changed.
+fn renew_digests(
+    records: &RecordStore,
+    secrets: &SecretStore,
+    migrated: &Migrated,
+    stored: &mut [(FunctionId, FunctionRecord)],
+) -> Result<(), OpenError> {
+    if migrated.is_empty() {
+        return Ok(());
+    }
+    for (id, record) in stored {
+        let revisions = std::iter::once(&mut record.serving).chain(&mut record.candidate);
+        for (name, digest) in revisions.flat_map(|revision| &mut revision.secrets) {
+            if migrated.is_current(&id.namespace, name, digest)
+                && let Some(info) = secrets.info(&id.namespace, name)
+            {
+                *digest = info.digest;
+            }
+        }
+        let path = records.path(id);
+        records.save(id, record, Durability::Synced).map_err(OpenError::file("write", &path))?;
+    }
+    Ok(())
 }
 
 #[async_trait]
@@ -297,6 +325,7 @@ impl Engine for LocalEngine {
         if !missing.is_empty() {
             return Err(EngineError::MissingSecrets { namespace: id.namespace, names: missing });
         }
+        self.shared.secrets.check_files(&id.namespace, &spec.secrets, None)?;
         self.shared.secrets.pull_credentials(&spec)?;
         let image = self.shared.images.resolve(&spec.image).await.map_err(|reason| {
             EngineError::Image { image: spec.image.as_str().to_owned(), reason }
@@ -441,60 +470,56 @@ impl Engine for LocalEngine {
         Ok(logs::stream(&self.shared, query))
     }
 
-    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError> {
+    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretInfo>, EngineError> {
         self.namespaces.check(namespace)?;
-        self.shared.secrets.list(namespace)
+        Ok(self.shared.secrets.list(namespace))
     }
 
     async fn read_secret(
         &self,
         namespace: &Namespace,
         name: &SecretName,
-    ) -> Result<SecretValue, EngineError> {
+    ) -> Result<SecretItems, EngineError> {
         self.namespaces.check(namespace)?;
         self.check_secret(namespace, name)?;
         self.shared.secrets.read(namespace, name)
     }
 
-    async fn create_secret(
+    async fn put_secret(
         &self,
         namespace: &Namespace,
         name: &SecretName,
-        value: SecretValue,
-    ) -> Result<(), EngineError> {
+        content: SecretContent,
+        put: PutSecret,
+    ) -> Result<SecretChange, EngineError> {
         self.namespaces.check(namespace)?;
-        self.shared.secrets.create(namespace, name, &value)
+        let users: Vec<_> = self
+            .lock()
+            .iter()
+            .filter_map(|(id, handle)| {
+                let state = handle.state.borrow();
+                let names = &state.as_ref()?.status.spec.secrets;
+                (id.namespace == *namespace && names.contains(name))
+                    .then(|| (id.clone(), names.clone()))
+            })
+            .collect();
+        for (id, names) in users {
+            let fits = self.shared.secrets.check_files(namespace, &names, Some((name, &content)));
+            fits.map_err(|error| {
+                EngineError::Invalid(format!("function `{}` mounts the secret: {error}", id.name))
+            })?;
+        }
+        self.shared.secrets.put(namespace, name, &content, put)
     }
 
-    async fn update_secret(
-        &self,
-        namespace: &Namespace,
-        name: &SecretName,
-        value: SecretValue,
-    ) -> Result<(), EngineError> {
-        self.check_secret(namespace, name)?;
-        self.shared.secrets.keep(namespace, name, &value)?;
-        let holders: Vec<_> = self
-            .shared
-            .running()
-            .iter()
-            .filter(|(_, running)| {
-                running.function.namespace == *namespace && running.secrets.contains(name)
-            })
-            .map(|(replica, running)| (replica.clone(), running.owner))
-            .collect();
-        for (replica, owner) in holders {
-            match self.shared.secrets.refresh(replica.as_str(), name, &value, owner) {
-                // It has ended meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    let doing = format!("update secret `{name}` in replica `{replica}`");
-                    return Err(EngineError::engine(doing, error));
-                }
-                Ok(()) => {}
-            }
-        }
-        Ok(())
+    async fn stale_secrets(&self, id: &FunctionId) -> Result<Vec<SecretName>, EngineError> {
+        let state = self.state(id).ok_or_else(|| EngineError::UnknownFunction(id.clone()))?;
+        let names: Vec<_> = state.secrets.keys().cloned().collect();
+        let (now, _) = self.shared.secrets.digests(&id.namespace, &names);
+        let is_stale = |(name, digest): &(&SecretName, &Digest)| {
+            now.get(*name).is_some_and(|now| now != *digest)
+        };
+        Ok(state.secrets.iter().filter(is_stale).map(|(name, _)| name.clone()).collect())
     }
 
     async fn remove_secret(
@@ -502,7 +527,7 @@ impl Engine for LocalEngine {
         namespace: &Namespace,
         name: &SecretName,
     ) -> Result<(), EngineError> {
-        self.check_secret(namespace, name)?;
+        self.namespaces.check(namespace)?;
         self.shared.secrets.remove(namespace, name)
     }
 

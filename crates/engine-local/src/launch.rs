@@ -89,7 +89,8 @@ async fn start(
     if !spec.secrets.is_empty() {
         let secrets =
             shared.secrets.hand_out(replica.as_str(), &spec.id.namespace, &spec.secrets, owner);
-        binds.push((secrets.map_err(failed("hand out its secrets"))?, SECRETS));
+        let secrets = secrets.map_err(failed("hand out its secrets"))?;
+        binds.extend(SECRETS.map(|destination| (secrets.clone(), destination)));
     }
     let limits = limits_of(options, spec, shared.runtime.cgroups.swap_limit);
     let map = if shared.can_shift {

@@ -1,10 +1,10 @@
 //! Credentials that a function names for its own image, by an annotation.
 
-use updraft_engine::EngineError;
+use updraft_engine::{EngineError, SecretItems};
 use updraft_images::RegistryCredentials;
 use updraft_model::{FunctionSpec, SecretName, annotations};
 
-use crate::secrets::SecretStore;
+use crate::secrets::{SecretStore, is_pull_kind};
 
 impl SecretStore {
     /// The credentials that a spec names for the registry of its image, if it names some. Read
@@ -17,38 +17,67 @@ impl SecretStore {
         &self,
         spec: &FunctionSpec,
     ) -> Result<Option<RegistryCredentials>, EngineError> {
-        let Some(named) = spec.annotations.get(annotations::PULL_SECRET) else { return Ok(None) };
+        let namespace = &spec.id.namespace;
         let annotation = annotations::PULL_SECRET;
+        let Some(named) = spec.annotations.get(annotation) else {
+            return self.credentials_among(spec);
+        };
         let name = SecretName::new(named.trim()).map_err(|error| {
             EngineError::Invalid(format!("annotation `{annotation}` names no secret: {error}"))
         })?;
-        let namespace = &spec.id.namespace;
-        if !self.contains(namespace, &name) {
+        if self.info(namespace, &name).is_none() {
             let namespace = namespace.clone();
             return Err(EngineError::MissingSecrets { namespace, names: vec![name] });
         }
-        let value = self.read(namespace, &name)?;
-        RegistryCredentials::parse(value.expose()).map(Some).map_err(|error| {
+        let parsed = parse(&self.read(namespace, &name)?, &name);
+        parsed.map(Some).map_err(|reason| {
             EngineError::Invalid(format!(
                 "secret `{name}`, which annotation `{annotation}` names, holds no credentials for \
-                 a registry: {error}"
+                 a registry: {reason}"
             ))
         })
     }
+
+    /// The first of a function's secrets whose type says that it holds such credentials.
+    fn credentials_among(
+        &self,
+        spec: &FunctionSpec,
+    ) -> Result<Option<RegistryCredentials>, EngineError> {
+        let namespace = &spec.id.namespace;
+        for name in &spec.secrets {
+            let kind = self.info(namespace, name).and_then(|info| info.kind);
+            if is_pull_kind(kind.as_deref()) {
+                let parsed = parse(&self.read(namespace, name)?, name);
+                return parsed.map(Some).map_err(|reason| {
+                    EngineError::Invalid(format!(
+                        "secret `{name}` holds no credentials for a registry: {reason}"
+                    ))
+                });
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn parse(items: &SecretItems, name: &SecretName) -> Result<RegistryCredentials, String> {
+    let value = items.get(".dockerconfigjson").or_else(|| items.value(name));
+    let value = value.ok_or_else(|| "it has several items and none of its name".to_owned())?;
+    RegistryCredentials::parse(value.expose()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::options::LocalEngineOptions;
-    use updraft_engine::SecretValue;
+    use updraft_engine::{PutSecret, SecretContent, SecretValue};
     use updraft_model::FunctionId;
 
     #[test]
     fn a_pull_secret_is_checked_before_it_is_used() {
         let folder = tempfile::tempdir().unwrap();
-        let options = LocalEngineOptions::new("00000000", folder.path(), folder.path());
-        let secrets = SecretStore::in_folders(&options);
+        let options =
+            LocalEngineOptions::new("00000000", folder.path(), &folder.path().join("run"));
+        let secrets = SecretStore::in_folders(&options).unwrap().0;
         let id = FunctionId::in_default("f".parse().unwrap());
         let mut spec = FunctionSpec::new(id, "r.example/i".parse().unwrap());
         assert!(secrets.pull_credentials(&spec).unwrap().is_none());
@@ -61,7 +90,9 @@ mod tests {
         assert!(matches!(missing, EngineError::MissingSecrets { .. }), "{missing}");
         let keep = |value: &str| {
             let (place, name) = (updraft_model::Namespace::default(), "registry".parse().unwrap());
-            secrets.keep(&place, &name, &SecretValue::new(value)).unwrap();
+            let items = SecretItems::single(&name, SecretValue::new(value));
+            let content = SecretContent::by_hand(items);
+            secrets.put(&place, &name, &content, PutSecret::Either).unwrap();
         };
         keep("someone:hunter2");
         let wrong = with("registry").unwrap_err();
@@ -69,5 +100,14 @@ mod tests {
         assert!(!wrong.to_string().contains("hunter2"), "{wrong}");
         keep(r#"{"auths":{"r.example":{"auth":"dTpw"}}}"#);
         assert!(with(" registry ").unwrap().is_some());
+        // As on Kubernetes, a secret of that type is for the registry without an annotation.
+        spec.annotations.clear();
+        spec.secrets = vec!["registry".parse().unwrap()];
+        assert!(secrets.pull_credentials(&spec).unwrap().is_none());
+        let (place, name) = (updraft_model::Namespace::default(), "registry".parse().unwrap());
+        let mut content = SecretContent::by_hand(secrets.read(&place, &name).unwrap());
+        content.kind = Some("kubernetes.io/dockerconfigjson".to_owned());
+        secrets.put(&place, &name, &content, PutSecret::Either).unwrap();
+        assert!(secrets.pull_credentials(&spec).unwrap().is_some());
     }
 }

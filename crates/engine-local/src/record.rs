@@ -144,7 +144,7 @@ impl RecordStore {
         Self { folder }
     }
 
-    fn path(&self, id: &FunctionId) -> PathBuf {
+    pub(crate) fn path(&self, id: &FunctionId) -> PathBuf {
         self.folder.join(id.namespace.as_str()).join(format!("{}.json", id.name))
     }
 

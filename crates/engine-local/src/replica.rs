@@ -184,7 +184,7 @@ impl Task {
         if self.is_retired() {
             return Ok(None);
         }
-        self.enter((0, 0));
+        self.enter();
         tracing::debug!(replica = %self.id, image_us = prepared.as_micros(), "image is ready");
         launch::launch(&self.shared, &self.id, &self.spec, self.revision, &image).await.map(Some)
     }
@@ -192,7 +192,13 @@ impl Task {
     /// Walks a running container to its end, or leaves it alone when Updraft stops.
     async fn live(mut self, launched: Launched) {
         let Launched { process, mut record } = launched;
-        self.enter(record.owner);
+        self.enter();
+        if !self.spec.secrets.is_empty() {
+            // One of an earlier run has its copies, and nobody who knows of them.
+            let (replica, spec) = (self.id.as_str(), &self.spec);
+            let namespace = &spec.id.namespace;
+            self.shared.secrets.adopt(replica, namespace, &spec.secrets, record.owner);
+        }
         let begin = Instant::now();
         let options = &self.shared.options;
         let address = SocketAddr::from((record.address, PORT));
@@ -309,9 +315,9 @@ impl Task {
     }
 
     /// Lets others find the replica while its container exists.
-    fn enter(&self, owner: (u32, u32)) {
+    fn enter(&self) {
         let function = self.spec.id.clone();
-        let running = Running { function, secrets: self.spec.secrets.clone(), owner };
+        let running = Running { function };
         self.shared.running().insert(self.id.clone(), running);
     }
 

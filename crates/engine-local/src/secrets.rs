@@ -1,136 +1,191 @@
 //! Secrets: kept on disk for the engine alone, copied into memory for the replicas that mount
 //! them.
 //!
-//! Each replica has a folder of its own on a memory file system, bound read-only into the
-//! container. An update writes a new file beside the old one and renames it over: a reader sees
-//! the old value or the new one, whole.
+//! What may be told of them is held in memory, so that nothing asks the disk but the start of a
+//! replica that needs the values. A record on disk is replaced as a whole or not at all
+//! ([`record`]); so is the set of files that a running replica sees ([`mounted`]).
+
+mod mounted;
+mod record;
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use nix::mount::{MsFlags, mount};
-use sha2::{Digest as _, Sha256};
-use updraft_engine::{EngineError, SecretValue};
-use updraft_model::{Digest, Namespace, SecretName};
+use updraft_engine::{
+    EngineError, PutSecret, SecretChange, SecretContent, SecretInfo, SecretItems,
+};
+use updraft_model::{Digest, ItemKey, Namespace, SecretName};
 
 use crate::options::{LocalEngineOptions, OpenError};
-use crate::record::{beside_others, write_atomically};
+use crate::record::beside_others;
+use record::Kept;
 
 /// Room for the copies of all replicas.
 const MOUNT_OPTIONS: &str = "mode=0700,size=64m";
 
+/// How long a reader may be on its way from a link to its file.
+const READERS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Types of secrets that are credentials for a registry: nothing of them is mounted.
+const PULL_KINDS: [&str; 2] = ["kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg"];
+
 /// The secrets of one instance.
 #[derive(Debug)]
 pub(crate) struct SecretStore {
-    kept: PathBuf,
+    kept: Kept,
     mounted: PathBuf,
-    /// Held while one is created, so that of two at once one is told that it exists.
-    creating: Mutex<()>,
+    /// What may be told. Held while one is changed, so that of two changes one comes first on
+    /// disk, in memory and in every replica.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    secrets: BTreeMap<(Namespace, SecretName), SecretInfo>,
+    /// Replicas that have a folder of secrets.
+    holders: BTreeMap<String, Holder>,
+}
+
+/// A replica that has a folder of secrets.
+#[derive(Debug)]
+struct Holder {
+    namespace: Namespace,
+    names: Vec<SecretName>,
+    /// User and group that own its files.
+    owner: (u32, u32),
+}
+
+/// What the start of an engine found among the secrets of an earlier version.
+#[derive(Debug, Default)]
+pub(crate) struct Migrated(BTreeMap<(Namespace, SecretName), Digest>);
+
+impl Migrated {
+    /// Whether a digest that an earlier version noted is of what the secret holds now.
+    pub(crate) fn is_current(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        old: &Digest,
+    ) -> bool {
+        self.0.get(&(namespace.clone(), name.clone())) == Some(old)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl SecretStore {
-    /// Makes the folders, and the memory file system unless it is there.
-    pub(crate) fn open(options: &LocalEngineOptions) -> Result<Self, OpenError> {
-        let store = Self::in_folders(options);
-        for folder in [&store.kept, &store.mounted] {
-            let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            builder.create(folder).map_err(OpenError::file("create", folder))?;
-        }
+    /// Makes the folders, and the memory file system unless it is there; reads what is kept, and
+    /// takes over what an earlier version kept.
+    pub(crate) fn open(options: &LocalEngineOptions) -> Result<(Self, Migrated), OpenError> {
+        let (store, migrated) = Self::in_folders(options)?;
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&store.mounted).map_err(OpenError::file("create", &store.mounted))?;
         if !is_mount_point(&store.mounted) {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("tmpfs"), &store.mounted, Some("tmpfs"), flags, Some(MOUNT_OPTIONS))
                 .map_err(io::Error::from)
                 .map_err(OpenError::file("mount memory on", &store.mounted))?;
         }
-        Ok(store)
+        Ok((store, migrated))
     }
 
-    /// The store where the options say, with nothing made yet.
-    pub(crate) fn in_folders(options: &LocalEngineOptions) -> Self {
-        Self {
-            kept: options.state.join("secrets"),
-            mounted: options.mounted_secrets(),
-            creating: Mutex::default(),
-        }
+    /// The store where the options say, without the memory file system.
+    pub(crate) fn in_folders(options: &LocalEngineOptions) -> Result<(Self, Migrated), OpenError> {
+        let kept = Kept::open(&options.state)?;
+        let migrated = Migrated(kept.take_over()?);
+        let secrets = kept.load()?;
+        let state = Mutex::new(State { secrets, holders: BTreeMap::new() });
+        Ok((Self { kept, mounted: options.mounted_secrets(), state }, migrated))
     }
 
-    fn folder(&self, namespace: &Namespace) -> PathBuf {
-        self.kept.join(namespace.as_str())
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self, namespace: &Namespace, name: &SecretName) -> PathBuf {
-        self.folder(namespace).join(name.as_str())
+    /// What may be told of a namespace's secrets, by name.
+    pub(crate) fn list(&self, namespace: &Namespace) -> Vec<SecretInfo> {
+        let state = self.state();
+        let here = state.secrets.iter().filter(|((place, _), _)| place == namespace);
+        here.map(|(_, info)| info.clone()).collect()
     }
 
-    pub(crate) fn list(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError> {
-        let failed = |error| EngineError::engine("list secrets", error);
-        let entries = match fs::read_dir(self.folder(namespace)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(failed)?.file_name();
-            // What does not parse is the leftover of an interrupted write.
-            names.extend(name.to_str().and_then(|name| SecretName::new(name).ok()));
-        }
-        names.sort();
-        Ok(names)
+    pub(crate) fn info(&self, namespace: &Namespace, name: &SecretName) -> Option<SecretInfo> {
+        self.state().secrets.get(&(namespace.clone(), name.clone())).cloned()
     }
 
-    pub(crate) fn contains(&self, namespace: &Namespace, name: &SecretName) -> bool {
-        self.file(namespace, name).is_file()
-    }
-
-    /// A kept value.
+    /// The kept items.
     pub(crate) fn read(
         &self,
         namespace: &Namespace,
         name: &SecretName,
-    ) -> Result<SecretValue, EngineError> {
-        fs::read(self.file(namespace, name))
-            .map(SecretValue::new)
+    ) -> Result<SecretItems, EngineError> {
+        self.kept
+            .read(namespace, name)
+            .map(|(content, _)| content.items)
             .map_err(|error| EngineError::engine(format!("read secret `{name}`"), error))
     }
 
-    /// Keeps a new secret, durably.
-    pub(crate) fn create(
+    /// Keeps items, durably, and gives them to the replicas that mount the secret.
+    pub(crate) fn put(
         &self,
         namespace: &Namespace,
         name: &SecretName,
-        value: &SecretValue,
-    ) -> Result<(), EngineError> {
-        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.contains(namespace, name) {
-            let (namespace, name) = (namespace.clone(), name.clone());
-            return Err(EngineError::SecretExists { namespace, name });
+        content: &SecretContent,
+        put: PutSecret,
+    ) -> Result<SecretChange, EngineError> {
+        content.check(name)?;
+        let mut state = self.state();
+        let key = (namespace.clone(), name.clone());
+        let before = state.secrets.get(&key);
+        match (put, before) {
+            (PutSecret::New, Some(_)) => {
+                return Err(EngineError::SecretExists { namespace: key.0, name: key.1 });
+            }
+            (PutSecret::Existing, None) => {
+                return Err(EngineError::UnknownSecret { namespace: key.0, name: key.1 });
+            }
+            _ => {}
         }
-        self.keep(namespace, name, value)
-    }
-
-    /// Keeps a value, new or not, durably.
-    pub(crate) fn keep(
-        &self,
-        namespace: &Namespace,
-        name: &SecretName,
-        value: &SecretValue,
-    ) -> Result<(), EngineError> {
-        let write = || {
-            let folder = self.folder(namespace);
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-            // The folder is closed to others, so the file is too before its mode says so.
-            let path = self.file(namespace, name);
-            write_atomically(&path, value.expose(), true)?;
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        };
-        beside_others(write)
-            .map_err(|error| EngineError::engine(format!("keep secret `{name}`"), error))
+        let info = self.kept.describe(name, content, before, Timestamp::now());
+        let change = info.change(before);
+        if before == Some(&info) {
+            return Ok(change);
+        }
+        beside_others(|| self.kept.write(namespace, name, content, &info))
+            .map_err(|error| EngineError::engine(format!("keep secret `{name}`"), error))?;
+        state.secrets.insert(key, info);
+        if change == SecretChange::Unchanged {
+            return Ok(change);
+        }
+        let mut before = Vec::new();
+        for (replica, holder) in &state.holders {
+            if holder.namespace != *namespace || !holder.names.contains(name) {
+                continue;
+            }
+            let folder = self.replica_folder(replica);
+            let shown = shown(content);
+            match mounted::place(&folder, name, shown, holder.owner) {
+                // It has ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let doing = format!("update secret `{name}` in replica `{replica}`");
+                    return Err(EngineError::engine(doing, error));
+                }
+                Ok(replaced) => before.extend(replaced),
+            }
+        }
+        remove_soon(before);
+        Ok(change)
     }
 
     pub(crate) fn remove(
@@ -138,15 +193,22 @@ impl SecretStore {
         namespace: &Namespace,
         name: &SecretName,
     ) -> Result<(), EngineError> {
-        fs::remove_file(self.file(namespace, name))
-            .map_err(|error| EngineError::engine(format!("remove secret `{name}`"), error))
+        let mut state = self.state();
+        let key = (namespace.clone(), name.clone());
+        if !state.secrets.contains_key(&key) {
+            return Err(EngineError::UnknownSecret { namespace: key.0, name: key.1 });
+        }
+        beside_others(|| self.kept.remove(namespace, name))
+            .map_err(|error| EngineError::engine(format!("remove secret `{name}`"), error))?;
+        state.secrets.remove(&key);
+        Ok(())
     }
 
     pub(crate) fn remove_namespace(&self, namespace: &Namespace) -> io::Result<()> {
-        match fs::remove_dir_all(self.folder(namespace)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        let mut state = self.state();
+        self.kept.remove_namespace(namespace)?;
+        state.secrets.retain(|(place, _), _| place != namespace);
+        Ok(())
     }
 
     /// What the named secrets hold now, as digests, and which of them are missing.
@@ -155,21 +217,58 @@ impl SecretStore {
         namespace: &Namespace,
         names: &[SecretName],
     ) -> (BTreeMap<SecretName, Digest>, Vec<SecretName>) {
+        let state = self.state();
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
         for name in names {
-            match fs::read(self.file(namespace, name)) {
-                Ok(bytes) => {
-                    found.insert(name.clone(), Digest::from_bytes(Sha256::digest(bytes).into()));
-                }
-                Err(_) => missing.push(name.clone()),
+            match state.secrets.get(&(namespace.clone(), name.clone())) {
+                Some(info) => drop(found.insert(name.clone(), info.digest)),
+                None => missing.push(name.clone()),
             }
         }
         (found, missing)
     }
 
+    /// Refuses a function that would have two files of one name. With `instead` it is judged as
+    /// if that secret had those items.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`].
+    pub(crate) fn check_files(
+        &self,
+        namespace: &Namespace,
+        names: &[SecretName],
+        instead: Option<(&SecretName, &SecretContent)>,
+    ) -> Result<(), EngineError> {
+        let state = self.state();
+        let mut files: BTreeMap<ItemKey, &SecretName> = BTreeMap::new();
+        for (index, name) in names.iter().enumerate() {
+            if names[..index].contains(name) {
+                continue;
+            }
+            let keys: Vec<ItemKey> = match instead {
+                Some((other, content)) if other == name => shown(content).keys().cloned().collect(),
+                _ => match state.secrets.get(&(namespace.clone(), name.clone())) {
+                    Some(info) if !is_pull_kind(info.kind.as_deref()) => {
+                        info.items.keys().cloned().collect()
+                    }
+                    _ => Vec::new(),
+                },
+            };
+            for key in keys {
+                if let Some(other) = files.insert(key.clone(), name) {
+                    return Err(EngineError::Invalid(format!(
+                        "secrets `{other}` and `{name}` both have an item `{key}`, and each item \
+                         is a file of that name: rename one, or give the function only one of them"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The folder that one replica mounts.
-    pub(crate) fn replica_folder(&self, replica: &str) -> PathBuf {
+    fn replica_folder(&self, replica: &str) -> PathBuf {
         self.mounted.join(replica)
     }
 
@@ -182,28 +281,38 @@ impl SecretStore {
         owner: (u32, u32),
     ) -> io::Result<PathBuf> {
         let folder = self.replica_folder(replica);
-        fs::DirBuilder::new().recursive(true).mode(0o500).create(&folder)?;
-        chown(&folder, Some(owner.0), Some(owner.1))?;
+        // Held, so that a change comes before the copies are made or after they can be found.
+        let mut state = self.state();
+        mounted::prepare(&folder, owner)?;
         for name in names {
-            let value = fs::read(self.file(namespace, name))?;
-            place(&folder, name, &value, owner)?;
+            let (content, _) = self.kept.read(namespace, name).map_err(|error| {
+                let missing = error.kind() == io::ErrorKind::NotFound;
+                let text = if missing { "not found".to_owned() } else { error.to_string() };
+                io::Error::new(error.kind(), format!("secret `{name}`: {text}"))
+            })?;
+            mounted::place(&folder, name, shown(&content), owner)?;
         }
+        let (namespace, names) = (namespace.clone(), names.to_vec());
+        state.holders.insert(replica.to_owned(), Holder { namespace, names, owner });
         Ok(folder)
     }
 
-    /// Replaces a secret in a replica that has it.
-    pub(crate) fn refresh(
+    /// Notes a replica of an earlier run, which has its copies.
+    pub(crate) fn adopt(
         &self,
         replica: &str,
-        name: &SecretName,
-        value: &SecretValue,
+        namespace: &Namespace,
+        names: &[SecretName],
         owner: (u32, u32),
-    ) -> io::Result<()> {
-        place(&self.replica_folder(replica), name, value.expose(), owner)
+    ) {
+        let (namespace, names) = (namespace.clone(), names.to_vec());
+        self.state().holders.insert(replica.to_owned(), Holder { namespace, names, owner });
     }
 
     /// Takes a replica's copies back.
     pub(crate) fn take_back(&self, replica: &str) {
+        let mut state = self.state();
+        state.holders.remove(replica);
         let folder = self.replica_folder(replica);
         if let Err(error) = fs::remove_dir_all(&folder)
             && error.kind() != io::ErrorKind::NotFound
@@ -213,14 +322,37 @@ impl SecretStore {
     }
 }
 
-fn place(folder: &Path, name: &SecretName, value: &[u8], owner: (u32, u32)) -> io::Result<()> {
-    // A name that no secret can have, so it never hides one.
-    let temporary = folder.join(format!("..{name}"));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o400).open(&temporary)?;
-    file.write_all(value)?;
-    chown(&temporary, Some(owner.0), Some(owner.1))?;
-    fs::rename(&temporary, folder.join(name.as_str()))
+/// Removes what replicas saw before, once nobody can be on the way there: a reader that has
+/// followed a link of the old set finds its file.
+fn remove_soon(folders: Vec<PathBuf>) {
+    let remove = move || {
+        for folder in folders {
+            if let Err(error) = fs::remove_dir_all(&folder)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, folder = %folder.display(), "an old secret stays in memory");
+            }
+        }
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn(async move {
+            tokio::time::sleep(READERS_LIMIT).await;
+            remove();
+        })),
+        Err(_) => remove(),
+    }
+}
+
+/// The items that become files.
+fn shown(content: &SecretContent) -> &SecretItems {
+    static NOTHING: std::sync::LazyLock<SecretItems> =
+        std::sync::LazyLock::new(SecretItems::default);
+    if is_pull_kind(content.kind.as_deref()) { &NOTHING } else { &content.items }
+}
+
+/// Whether secrets of that type are credentials for a registry.
+pub(crate) fn is_pull_kind(kind: Option<&str>) -> bool {
+    kind.is_some_and(|kind| PULL_KINDS.contains(&kind))
 }
 
 /// Whether something is mounted on a folder: it lies on another device than its parent.
@@ -229,4 +361,120 @@ pub(crate) fn is_mount_point(folder: &Path) -> bool {
     let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
     let own = device(folder);
     own.is_some() && own != folder.parent().and_then(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use updraft_engine::SecretValue;
+
+    fn name(text: &str) -> SecretName {
+        SecretName::new(text).unwrap()
+    }
+
+    fn content(items: &[(&str, &str)]) -> SecretContent {
+        let item =
+            |(key, value): &(&str, &str)| (ItemKey::new(*key).unwrap(), SecretValue::new(*value));
+        SecretContent::by_hand(items.iter().map(item).collect())
+    }
+
+    fn open(folder: &Path) -> SecretStore {
+        let options = LocalEngineOptions::new("00000000", folder, &folder.join("run"));
+        fs::create_dir_all(options.mounted_secrets()).unwrap();
+        SecretStore::in_folders(&options).unwrap().0
+    }
+
+    fn files(folder: &Path) -> Vec<(String, String)> {
+        let shown = |entry: io::Result<fs::DirEntry>| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let value = fs::read_to_string(folder.join(&name)).ok()?;
+            Some((name, value))
+        };
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().filter_map(shown).collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn replicas_see_all_of_a_change_and_items_that_are_gone_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let place = Namespace::default();
+        let put = |items: &[(&str, &str)]| {
+            store.put(&place, &name("db"), &content(items), PutSecret::Either).unwrap()
+        };
+        assert_eq!(put(&[("user", "u1"), ("password", "p1")]), SecretChange::Created);
+        store.put(&place, &name("other"), &content(&[("other", "o")]), PutSecret::New).unwrap();
+        let names = [name("db"), name("other")];
+        let shown = store.hand_out("r1", &place, &names, (1234, 1235)).unwrap();
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let expected = [pair("other", "o"), pair("password", "p1"), pair("user", "u1")];
+        assert_eq!(files(&shown), expected);
+        for file in ["user", "password", "other"] {
+            let metadata = fs::metadata(shown.join(file)).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (1234, 1235), "{file}");
+            assert_eq!(metadata.mode() & 0o7777, 0o400, "{file}");
+        }
+        assert_eq!(fs::metadata(&shown).unwrap().mode() & 0o7777, 0o500);
+
+        assert_eq!(put(&[("user", "u2"), ("host", "h2")]), SecretChange::Replaced);
+        let expected = [pair("host", "h2"), pair("other", "o"), pair("user", "u2")];
+        assert_eq!(files(&shown), expected);
+        assert_eq!(put(&[("user", "u2"), ("host", "h2")]), SecretChange::Unchanged);
+        store.take_back("r1");
+        assert!(!shown.is_dir());
+    }
+
+    #[test]
+    fn what_is_kept_is_there_after_a_restart_with_its_digest_and_times() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Namespace::default();
+        let long =
+            name(&["l".repeat(63), "l".repeat(63), "l".repeat(63), "l".repeat(61)].join("."));
+        let before = {
+            let store = open(folder.path());
+            for name in [&name("db"), &long] {
+                store.put(&place, name, &content(&[("k", "v")]), PutSecret::New).unwrap();
+            }
+            store.list(&place)
+        };
+        let store = open(folder.path());
+        assert_eq!(store.list(&place), before);
+        assert_eq!(store.read(&place, &long).unwrap().get("k").unwrap().expose(), b"v");
+        store.remove(&place, &long).unwrap();
+        let again = store.remove(&place, &long).unwrap_err();
+        assert!(matches!(again, EngineError::UnknownSecret { .. }));
+        assert_eq!(open(folder.path()).list(&place).len(), 1);
+    }
+
+    #[test]
+    fn one_item_in_two_secrets_of_a_function_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let place = Namespace::default();
+        for secret in ["one", "two"] {
+            let content = content(&[("key", "v"), (secret, "v")]);
+            store.put(&place, &name(secret), &content, PutSecret::New).unwrap();
+        }
+        let both = [name("one"), name("two")];
+        let error = store.check_files(&place, &both, None).unwrap_err().to_string();
+        assert!(error.contains("`one` and `two` both have an item `key`"), "{error}");
+        let other = content(&[("other", "v")]);
+        store.check_files(&place, &both, Some((&name("two"), &other))).unwrap();
+        store.check_files(&place, &[name("one"), name("one")], None).unwrap();
+    }
+
+    #[test]
+    fn credentials_of_a_registry_are_no_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let place = Namespace::default();
+        let mut pull = content(&[(".dockerconfigjson", "{}")]);
+        pull.kind = Some("kubernetes.io/dockerconfigjson".to_owned());
+        store.put(&place, &name("pull"), &pull, PutSecret::New).unwrap();
+        let shown = store.hand_out("r", &place, &[name("pull")], (0, 0)).unwrap();
+        assert!(files(&shown).is_empty());
+    }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{ReplicaId, Usage};
-use updraft_model::{FunctionId, SecretName};
+use updraft_model::FunctionId;
 
 use crate::image::ImageSource;
 use crate::launch;
@@ -58,9 +58,6 @@ pub(crate) struct Shared {
 #[derive(Debug, Clone)]
 pub(crate) struct Running {
     pub(crate) function: FunctionId,
-    pub(crate) secrets: Vec<SecretName>,
-    /// User and group that own its secret files.
-    pub(crate) owner: (u32, u32),
 }
 
 impl Shared {

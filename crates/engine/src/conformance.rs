@@ -201,6 +201,9 @@ macro_rules! engine_conformance {
             ]
             secrets: [
                 secrets_are_created_listed_updated_and_removed,
+                a_secret_holds_the_items_it_was_given_last,
+                each_item_of_a_secret_is_a_file,
+                an_item_that_two_secrets_have_is_refused,
                 a_secret_is_a_file_that_only_the_function_reads,
                 an_updated_secret_is_seen_by_running_replicas,
                 a_function_with_a_missing_secret_is_refused,

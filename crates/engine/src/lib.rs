@@ -10,6 +10,7 @@
 pub mod conformance;
 mod endpoint;
 mod error;
+mod secret;
 mod status;
 
 use std::time::Duration;
@@ -25,9 +26,13 @@ pub use endpoint::{
     Resting, Thaw,
 };
 pub use error::{EngineError, Fault};
+pub use secret::{
+    ItemInfo, PutSecret, SECRET_BYTES_MAX, SECRET_ITEMS_MAX, SecretChange, SecretContent,
+    SecretInfo, SecretItems, SecretOrigin, SecretValue,
+};
 pub use status::{
     Capabilities, EngineInfo, EngineStatus, Fact, FunctionStatus, LogLine, NamespaceInfo,
-    ReplicaExit, ReplicaState, ReplicaStatus, Revision, SecretValue, Trouble, Usage, Version,
+    ReplicaExit, ReplicaState, ReplicaStatus, Revision, Trouble, Usage, Version,
 };
 
 /// What to do with the replicas when a spec is applied.
@@ -247,14 +252,14 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
         query: LogQuery,
     ) -> Result<BoxStream<'static, Result<LogLine, EngineError>>, EngineError>;
 
-    /// Names of the secrets of a namespace, sorted.
+    /// The secrets of a namespace by name: everything but their values.
     ///
     /// # Errors
     /// [`EngineError::UnknownNamespace`].
-    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError>;
+    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretInfo>, EngineError>;
 
-    /// A secret's value, for what the platform itself does on a function's behalf (checking a
-    /// signature, pulling a private image). It is never handed to a caller.
+    /// A secret's items, for what the platform itself does on a function's behalf (checking a
+    /// signature, pulling a private image, comparing). They are never handed to a caller.
     ///
     /// # Errors
     /// [`EngineError::UnknownNamespace`], [`EngineError::UnknownSecret`].
@@ -262,29 +267,61 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
         &self,
         namespace: &Namespace,
         name: &SecretName,
-    ) -> Result<SecretValue, EngineError>;
+    ) -> Result<SecretItems, EngineError>;
 
-    /// Keeps a new secret.
+    /// Makes a secret hold these items and no others. Running replicas that mount it see all new
+    /// files or none of them, and what is gone is gone; they are not started afresh.
     ///
     /// # Errors
-    /// [`EngineError::SecretExists`], [`EngineError::UnknownNamespace`].
+    /// [`EngineError::SecretExists`] and [`EngineError::UnknownSecret`] as `put` demands;
+    /// [`EngineError::UnknownNamespace`]; [`EngineError::Invalid`] for too many items or bytes,
+    /// and when a function that mounts it would have two files of one name. Nothing has changed
+    /// then.
+    async fn put_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+        content: SecretContent,
+        put: PutSecret,
+    ) -> Result<SecretChange, EngineError>;
+
+    /// Keeps a new secret of one value, given by hand.
+    ///
+    /// # Errors
+    /// [`EngineError::SecretExists`], else those of [`Self::put_secret`].
     async fn create_secret(
         &self,
         namespace: &Namespace,
         name: &SecretName,
         value: SecretValue,
-    ) -> Result<(), EngineError>;
+    ) -> Result<(), EngineError> {
+        let content = SecretContent::by_hand(SecretItems::single(name, value));
+        self.put_secret(namespace, name, content, PutSecret::New).await.map(drop)
+    }
 
-    /// Replaces a secret's value; running replicas see the new file at once, whole.
+    /// Replaces a secret by one of one value, given by hand.
     ///
     /// # Errors
-    /// [`EngineError::UnknownSecret`].
+    /// [`EngineError::UnknownSecret`], else those of [`Self::put_secret`].
     async fn update_secret(
         &self,
         namespace: &Namespace,
         name: &SecretName,
         value: SecretValue,
-    ) -> Result<(), EngineError>;
+    ) -> Result<(), EngineError> {
+        let content = SecretContent::by_hand(SecretItems::single(name, value));
+        self.put_secret(namespace, name, content, PutSecret::Existing).await.map(drop)
+    }
+
+    /// Which of a function's secrets hold something else than when its newest spec was applied:
+    /// its processes may have read them at their start. Applying the spec again starts them
+    /// afresh.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownFunction`].
+    async fn stale_secrets(&self, _id: &FunctionId) -> Result<Vec<SecretName>, EngineError> {
+        Ok(Vec::new())
+    }
 
     /// Removes a secret. Replicas that mount it keep their file until they end.
     ///

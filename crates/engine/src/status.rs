@@ -1,7 +1,6 @@
 //! What an engine tells about itself and about what it runs.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
@@ -211,26 +210,4 @@ pub struct NamespaceInfo {
     /// Annotations, as given.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-}
-
-/// A secret's bytes. Never printed; hand it on or drop it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretValue(Vec<u8>);
-
-impl SecretValue {
-    /// Wraps the bytes.
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
-    }
-
-    /// The bytes, to be written where the function reads them and nowhere else.
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretValue(…)")
-    }
 }

@@ -176,8 +176,8 @@ impl Gate {
         protection: &Protection,
     ) -> Result<Vec<SecretValue>, Missing> {
         let read = timeout(READ_LIMIT, engine.read_secret(&self.namespace, &protection.secret));
-        let secret = match read.await {
-            Ok(Ok(secret)) => secret,
+        let items = match read.await {
+            Ok(Ok(items)) => items,
             Ok(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(function = self.name, error, "cannot read the key of a function");
@@ -188,6 +188,7 @@ impl Gate {
                 return Err(Missing::Engine);
             }
         };
+        let Some(secret) = items.value(&protection.secret) else { return Err(Missing::Key) };
         let lines = secret.expose().split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
         let keys: Vec<_> =
             lines.filter(|line| !line.is_empty()).take(MOST_KEYS).map(SecretValue::new).collect();

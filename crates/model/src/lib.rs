@@ -18,7 +18,8 @@ pub use duration::{ParseDurationError, format_duration, parse_duration};
 pub use function::{FunctionId, FunctionSpec, ResourceSet, SpecError, annotations, labels};
 pub use image::{ImageRef, ParseImageRefError};
 pub use name::{
-    FunctionName, NameError, Namespace, OwnerName, RepositoryName, SecretName, owners_collide,
+    FunctionName, ItemKey, NameError, Namespace, OwnerName, RepositoryName, SecretName,
+    owners_collide,
 };
 pub use policy::{Proof, Protection, Protocol};
 pub use quantity::{CpuQuantity, MemoryQuantity, ParseQuantityError};

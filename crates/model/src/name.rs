@@ -20,6 +20,9 @@ const REPOSITORY_NAME_MAX: usize = 100;
 /// Longest secret name: a DNS subdomain, as Kubernetes has it.
 const SECRET_NAME_MAX: usize = 253;
 
+/// Longest key of a secret's item, as Kubernetes has it.
+const ITEM_KEY_MAX: usize = 253;
+
 /// Owners that nobody may be: hosts and name prefixes that belong to the platform.
 const RESERVED_OWNERS: &[&str] = &[
     "admin",
@@ -72,6 +75,16 @@ pub enum NameError {
     /// A character, or a position of one, that the grammar does not allow.
     #[error("{what} `{name}` is invalid, must be a valid DNS entry: {rule}")]
     Grammar {
+        /// Which kind of name was read.
+        what: &'static str,
+        /// The text as given.
+        name: String,
+        /// The rule in words.
+        rule: &'static str,
+    },
+    /// A character, or a position of one, that the name of such a file may not have.
+    #[error("{what} `{name}` is invalid, allowed are {rule}")]
+    File {
         /// Which kind of name was read.
         what: &'static str,
         /// The text as given.
@@ -254,7 +267,32 @@ name_type!(
 );
 
 name_type!(
-    /// A secret's name: also the file name under `/var/openfaas/secrets`.
+    /// The key of one item of a secret: also the item's file name under `/var/openfaas/secrets`.
+    ItemKey,
+    |key| {
+        let what = "secret item";
+        if key.is_empty() {
+            return Err(NameError::Empty { what });
+        }
+        if key.len() > ITEM_KEY_MAX {
+            return Err(NameError::TooLong { what, name: key.to_owned(), max: ITEM_KEY_MAX });
+        }
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if key != "." && !key.starts_with("..") && key.bytes().all(fits) {
+            Ok(())
+        } else {
+            Err(NameError::File {
+                what,
+                name: key.to_owned(),
+                rule: "letters, digits, `-`, `_` and `.`, without `..` in front",
+            })
+        }
+    }
+);
+
+name_type!(
+    /// A secret's name. A secret of one value is a file of that name under
+    /// `/var/openfaas/secrets`.
     SecretName,
     |name| {
         let what = "secret";
@@ -275,6 +313,13 @@ name_type!(
         }
     }
 );
+
+impl From<&SecretName> for ItemKey {
+    /// The key of the one item of a secret of one value.
+    fn from(name: &SecretName) -> Self {
+        Self(name.0.clone())
+    }
+}
 
 impl OwnerName {
     /// The visible name of this owner's function: `<owner>-<function>`.
@@ -371,6 +416,18 @@ mod tests {
         for bad in ["", "..", "a..b", "a/b", "A", ".a"] {
             assert!(SecretName::new(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn item_keys_are_what_kubernetes_allows_and_safe_file_names() {
+        for good in ["a", "API_KEY", "tls.key", ".dockerconfigjson", "a..b", &"k".repeat(253)] {
+            assert!(ItemKey::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "..data", "a/b", "a b", "ä", "a\n", &"k".repeat(254)] {
+            assert!(ItemKey::new(bad).is_err(), "{bad}");
+        }
+        let name = SecretName::new("s".repeat(63)).unwrap();
+        assert_eq!(ItemKey::from(&name).as_str(), name.as_str());
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) async fn list(
     PathOwner(owner): PathOwner,
 ) -> Result<Json<Vec<wire::Secret>>, Failure> {
     let kept = host.engine.list_secrets(&Namespace::default()).await?;
-    let own = kept.iter().filter_map(|kept| own_name(&owner, kept));
+    let own = kept.iter().filter_map(|kept| own_name(&owner, &kept.name));
     Ok(Json(own.map(|name| wire::Secret { name }).collect()))
 }
 

@@ -30,8 +30,9 @@ use tokio_util::task::AbortOnDropHandle;
 use updraft_edge::{Edge, EdgeLimits, EdgeParts, Root};
 use updraft_engine::{
     Availability, Capabilities, Endpoint, EndpointTable, Engine, EngineError, EngineInfo, Expect,
-    FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, ReplicaId, ReplicaLoad,
-    Revision, SecretValue, Version, Wake,
+    FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, PutSecret, ReplicaId,
+    ReplicaLoad, Revision, SecretChange, SecretContent, SecretInfo, SecretItems, SecretValue,
+    Version, Wake,
 };
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, Namespace, SecretName, labels};
@@ -174,34 +175,27 @@ impl Engine for Double {
     ) -> Result<BoxStream<'static, Result<LogLine, EngineError>>, EngineError> {
         absent()
     }
-    async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretName>, EngineError> {
+    async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretInfo>, EngineError> {
         absent()
     }
     async fn read_secret(
         &self,
         namespace: &Namespace,
         name: &SecretName,
-    ) -> Result<SecretValue, EngineError> {
+    ) -> Result<SecretItems, EngineError> {
         self.secret_reads.fetch_add(1, Ordering::SeqCst);
-        self.secrets.lock().unwrap().get(name).cloned().ok_or_else(|| EngineError::UnknownSecret {
-            namespace: namespace.clone(),
-            name: name.clone(),
+        let held = self.secrets.lock().unwrap().get(name).cloned();
+        held.map(|value| SecretItems::single(name, value)).ok_or_else(|| {
+            EngineError::UnknownSecret { namespace: namespace.clone(), name: name.clone() }
         })
     }
-    async fn create_secret(
+    async fn put_secret(
         &self,
         _: &Namespace,
         _: &SecretName,
-        _: SecretValue,
-    ) -> Result<(), EngineError> {
-        absent()
-    }
-    async fn update_secret(
-        &self,
-        _: &Namespace,
-        _: &SecretName,
-        _: SecretValue,
-    ) -> Result<(), EngineError> {
+        _: SecretContent,
+        _: PutSecret,
+    ) -> Result<SecretChange, EngineError> {
         absent()
     }
     async fn remove_secret(&self, _: &Namespace, _: &SecretName) -> Result<(), EngineError> {

@@ -1,5 +1,6 @@
 //! What a function shows of itself: its entry in the endpoint table and its status.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use updraft_engine::{
     Availability, EngineError, FunctionEndpoints, FunctionStatus, ReplicaExit, ReplicaId,
     ReplicaLoad, ReplicaState, Revision, Trouble,
 };
-use updraft_model::{FunctionId, FunctionSpec, labels};
+use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName, labels};
 
 use super::Controller;
 use super::plan::Standing;
@@ -31,6 +32,8 @@ pub(crate) struct FunctionState {
     /// How often in a row the serving revision failed without having been ready, and how.
     pub(crate) failures: u32,
     pub(crate) last_failure: Option<Failure>,
+    /// What its secrets held when the shown spec was applied.
+    pub(crate) secrets: Arc<BTreeMap<SecretName, Digest>>,
     /// It was never ready since it was applied.
     pub(crate) unproven: bool,
     /// All replicas, whatever they do.
@@ -114,6 +117,7 @@ impl Controller {
         });
         self.state.send_replace(Some(FunctionState {
             status: Arc::new(status),
+            secrets: Arc::new(desired.shown().secrets.clone()),
             newest: desired.newest,
             serving,
             ready: ready_count,

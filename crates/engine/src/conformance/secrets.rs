@@ -3,13 +3,35 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use updraft_model::{Namespace, SecretName};
+use updraft_model::{ItemKey, Namespace, SecretName};
 
 use super::{Harness, Judge};
-use crate::{EngineError, NamespaceInfo, SecretValue, Wake};
+use crate::{
+    EngineError, NamespaceInfo, PutSecret, SECRET_BYTES_MAX, SecretChange, SecretContent,
+    SecretOrigin, SecretValue, Wake,
+};
 
 fn secret(name: &str) -> SecretName {
     SecretName::new(name).unwrap()
+}
+
+fn by_hand(items: &[(&str, &str)]) -> SecretContent {
+    let item =
+        |(key, value): &(&str, &str)| (ItemKey::new(*key).unwrap(), SecretValue::new(*value));
+    SecretContent::by_hand(items.iter().map(item).collect())
+}
+
+async fn put_db<H: Harness>(
+    judge: &Judge<H>,
+    items: &[(&str, &str)],
+) -> Result<SecretChange, EngineError> {
+    let (place, content) = (Namespace::default(), by_hand(items));
+    judge.engine().put_secret(&place, &secret("db"), content, PutSecret::Either).await
+}
+
+async fn names<H: Harness>(judge: &Judge<H>) -> Vec<SecretName> {
+    let secrets = judge.engine().list_secrets(&Namespace::default()).await.unwrap();
+    secrets.into_iter().map(|secret| secret.name).collect()
 }
 
 fn namespace(name: &str, labels: &[(&str, &str)]) -> NamespaceInfo {
@@ -28,14 +50,15 @@ pub async fn secrets_are_created_listed_updated_and_removed<H: Harness>(judge: A
     assert!(engine.list_secrets(&place).await.unwrap().is_empty());
     engine.create_secret(&place, &secret("b"), SecretValue::new("1")).await.unwrap();
     engine.create_secret(&place, &secret("a.key"), SecretValue::new(vec![0, 255])).await.unwrap();
-    assert_eq!(engine.list_secrets(&place).await.unwrap(), [secret("a.key"), secret("b")]);
+    assert_eq!(names(&judge).await, [secret("a.key"), secret("b")]);
     let again = engine.create_secret(&place, &secret("b"), SecretValue::new("2")).await;
     assert!(matches!(again, Err(EngineError::SecretExists { .. })));
     engine.update_secret(&place, &secret("b"), SecretValue::new("2")).await.unwrap();
     let value = engine.read_secret(&place, &secret("b")).await.unwrap();
-    assert_eq!(value.expose(), b"2");
+    assert_eq!(value.get("b").unwrap().expose(), b"2");
+    assert_eq!(value.len(), 1);
     engine.remove_secret(&place, &secret("b")).await.unwrap();
-    assert_eq!(engine.list_secrets(&place).await.unwrap(), [secret("a.key")]);
+    assert_eq!(names(&judge).await, [secret("a.key")]);
     let gone = engine.remove_secret(&place, &secret("b")).await;
     assert!(matches!(gone, Err(EngineError::UnknownSecret { .. })));
     let gone = engine.update_secret(&place, &secret("b"), SecretValue::new("3")).await;
@@ -45,6 +68,102 @@ pub async fn secrets_are_created_listed_updated_and_removed<H: Harness>(judge: A
     let nowhere = Namespace::new("nowhere").unwrap();
     let wrong = engine.create_secret(&nowhere, &secret("b"), SecretValue::new("1")).await;
     assert!(matches!(wrong, Err(EngineError::UnknownNamespace(_))));
+}
+
+/// A secret is a set of items: all of it is replaced, and everything but its values is told.
+pub async fn a_secret_holds_the_items_it_was_given_last<H: Harness>(judge: Arc<Judge<H>>) {
+    let engine = judge.engine();
+    let place = Namespace::default();
+    assert_eq!(
+        put_db(&judge, &[("user", "u"), ("password", "p")]).await.unwrap(),
+        SecretChange::Created
+    );
+    let first = engine.list_secrets(&place).await.unwrap().remove(0);
+    assert_eq!(first.items.keys().map(ItemKey::as_str).collect::<Vec<_>>(), ["password", "user"]);
+    assert_eq!(first.items["password"].bytes, 1);
+    assert_eq!(first.origin, SecretOrigin::Api);
+    assert_eq!(
+        put_db(&judge, &[("password", "p"), ("user", "u")]).await.unwrap(),
+        SecretChange::Unchanged
+    );
+    assert_eq!(engine.list_secrets(&place).await.unwrap(), [first.clone()]);
+
+    let mut sealed = by_hand(&[("user", "u"), ("host", "h")]);
+    sealed.origin = SecretOrigin::Sealed {
+        owner: "alice".parse().unwrap(),
+        repository: "shop".parse().unwrap(),
+        commit: "04b8e449881cee29b2e6a9fbb8e53b9e4b4cb0ac".to_owned(),
+        file: "secrets.yml".to_owned(),
+    };
+    sealed.labels.insert("app".to_owned(), "shop".to_owned());
+    let change =
+        engine.put_secret(&place, &secret("db"), sealed.clone(), PutSecret::Existing).await;
+    assert_eq!(change.unwrap(), SecretChange::Replaced);
+    let second = engine.list_secrets(&place).await.unwrap().remove(0);
+    assert_eq!(second.items.keys().map(ItemKey::as_str).collect::<Vec<_>>(), ["host", "user"]);
+    assert_eq!(second.items["user"], first.items["user"], "its value is the same");
+    assert_ne!(second.digest, first.digest);
+    assert_eq!((&second.origin, &second.labels), (&sealed.origin, &sealed.labels));
+    assert_eq!(second.created_at, first.created_at);
+    assert!(second.changed_at > first.changed_at);
+    assert_eq!(engine.read_secret(&place, &secret("db")).await.unwrap(), sealed.items);
+
+    let large = "x".repeat(SECRET_BYTES_MAX + 1);
+    let refused = put_db(&judge, &[("large", &large)]).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Invalid(_)), "{refused}");
+    assert_eq!(engine.list_secrets(&place).await.unwrap(), [second]);
+}
+
+/// Each item is a file, in today's place and in the older one; a change is seen as a whole.
+pub async fn each_item_of_a_secret_is_a_file<H: Harness>(judge: Arc<Judge<H>>) {
+    let engine = judge.engine();
+    let mut spec = judge.spec("items");
+    put_db(&judge, &[("DB_USER", "u1"), ("db.password", "p1")]).await.unwrap();
+    spec.secrets = vec![secret("db")];
+    judge.deploy(&spec).await;
+    for folder in ["/var/openfaas/secrets", "/run/secrets"] {
+        for (key, value) in [("DB_USER", "u1"), ("db.password", "p1")] {
+            assert_eq!(judge.body(&spec.id, &format!("/read{folder}/{key}")).await, value);
+        }
+    }
+    assert!(engine.stale_secrets(&spec.id).await.unwrap().is_empty());
+    put_db(&judge, &[("DB_USER", "u2"), ("host", "h2")]).await.unwrap();
+    let read = |key| {
+        let (id, path) = (spec.id.clone(), format!("/read/var/openfaas/secrets/{key}"));
+        let judge = Arc::clone(&judge);
+        async move { judge.call(&id, &path).await }
+    };
+    judge.until("the new item is there", || async { read("host").await.status == 200 }).await;
+    assert_eq!(read("db.password").await.status, 500, "an item that is gone is no file");
+    assert_eq!(judge.body(&spec.id, "/read/run/secrets/DB_USER").await, "u2");
+    // Its process may have read the old value at its start.
+    assert_eq!(engine.stale_secrets(&spec.id).await.unwrap(), [secret("db")]);
+    judge.deploy(&spec).await;
+    assert!(engine.stale_secrets(&spec.id).await.unwrap().is_empty());
+}
+
+/// Two secrets of one function cannot both have a file of one name, whichever comes first.
+pub async fn an_item_that_two_secrets_have_is_refused<H: Harness>(judge: Arc<Judge<H>>) {
+    let engine = judge.engine();
+    let mut spec = judge.spec("ambiguous");
+    let place = spec.id.namespace.clone();
+    for (name, key) in [("one", "key"), ("two", "key")] {
+        let content = by_hand(&[(key, name)]);
+        engine.put_secret(&place, &secret(name), content, PutSecret::New).await.unwrap();
+    }
+    spec.secrets = vec![secret("one"), secret("two")];
+    let refused = engine.apply(spec.clone(), Wake::Keep).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Invalid(_)), "{refused}");
+    assert!(refused.to_string().contains("`key`"), "{refused}");
+    let other = by_hand(&[("other", "two")]);
+    engine.put_secret(&place, &secret("two"), other.clone(), PutSecret::Existing).await.unwrap();
+    judge.deploy(&spec).await;
+    let again = by_hand(&[("key", "three")]);
+    let refused = engine.put_secret(&place, &secret("two"), again, PutSecret::Existing).await;
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("ambiguous"), "{refused}");
+    assert_eq!(engine.read_secret(&place, &secret("two")).await.unwrap(), other.items);
+    assert_eq!(judge.body(&spec.id, "/read/var/openfaas/secrets/key").await, "one");
 }
 
 /// A secret is mounted byte for byte, and cannot be changed from inside.

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use http::StatusCode;
-use updraft_engine::SecretValue;
+use updraft_engine::{SecretInfo, SecretValue};
 use updraft_model::{Namespace, SecretName};
 
 use super::{DESCRIPTION_LIMIT, Parts, QueryMap, namespace_of};
@@ -25,9 +25,12 @@ pub(crate) async fn list(
         Ok(namespace) => namespace,
         Err(error) => return Err(place_failure(engine, error).await),
     };
-    let entry = |name| SecretEntry { name, namespace: namespace.as_str().to_owned() };
+    let entry = |secret: SecretInfo| SecretEntry {
+        name: secret.name,
+        namespace: namespace.as_str().to_owned(),
+    };
     match engine.list_secrets(&namespace).await {
-        Ok(names) => Ok(Json(names.into_iter().map(entry).collect())),
+        Ok(secrets) => Ok(Json(secrets.into_iter().map(entry).collect())),
         Err(error) => Err(engine_failure(engine, error).await),
     }
 }

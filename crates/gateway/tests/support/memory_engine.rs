@@ -13,16 +13,16 @@ use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::BroadcastStream;
 use updraft_engine::{
     Availability, Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect,
-    FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, ReplicaId, Revision,
-    SecretValue, Usage, Version, Wake,
+    FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, PutSecret, ReplicaId,
+    Revision, SecretChange, SecretContent, SecretInfo, SecretItems, Usage, Version, Wake,
 };
-use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName, labels};
+use updraft_model::{Digest, FunctionId, FunctionSpec, Namespace, SecretName, labels};
 
 #[derive(Debug)]
 struct State {
     functions: BTreeMap<FunctionId, FunctionStatus>,
     namespaces: BTreeMap<Namespace, NamespaceInfo>,
-    secrets: BTreeMap<(Namespace, SecretName), SecretValue>,
+    secrets: BTreeMap<(Namespace, SecretName), (SecretInfo, SecretContent)>,
     lines: HashMap<FunctionId, Vec<LogLine>>,
 }
 
@@ -46,6 +46,16 @@ impl Drop for OpenLog {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Good enough to tell texts apart.
+fn mac(text: &[u8]) -> Digest {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&hasher.finish().to_be_bytes());
+    Digest::from_bytes(bytes)
 }
 
 impl MemoryEngine {
@@ -96,7 +106,9 @@ impl MemoryEngine {
     /// A secret's bytes.
     pub(crate) fn secret(&self, namespace: &str, name: &str) -> Option<Vec<u8>> {
         let key = (namespace.parse().unwrap(), name.parse().unwrap());
-        Some(self.state.lock().unwrap().secrets.get(&key)?.expose().to_vec())
+        let state = self.state.lock().unwrap();
+        let (_, content) = state.secrets.get(&key)?;
+        content.items.value(&key.1).map(|value| value.expose().to_vec())
     }
 
     /// Tells the data plane which functions there are; none of them ever becomes ready.
@@ -285,57 +297,47 @@ impl Engine for MemoryEngine {
             .boxed())
     }
 
-    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretName>, EngineError> {
+    async fn list_secrets(&self, namespace: &Namespace) -> Result<Vec<SecretInfo>, EngineError> {
         let state = self.state_with(namespace)?;
-        let here = state.secrets.keys().filter(|(place, _)| place == namespace);
-        Ok(here.map(|(_, name)| name.clone()).collect())
+        let here = state.secrets.iter().filter(|((place, _), _)| place == namespace);
+        Ok(here.map(|(_, (info, _))| info.clone()).collect())
     }
 
     async fn read_secret(
         &self,
         namespace: &Namespace,
         name: &SecretName,
-    ) -> Result<SecretValue, EngineError> {
+    ) -> Result<SecretItems, EngineError> {
         let state = self.state_with(namespace)?;
         let key = (namespace.clone(), name.clone());
-        state
-            .secrets
-            .get(&key)
-            .cloned()
-            .ok_or(EngineError::UnknownSecret { namespace: key.0, name: key.1 })
+        let held = state.secrets.get(&key).map(|(_, content)| content.items.clone());
+        held.ok_or(EngineError::UnknownSecret { namespace: key.0, name: key.1 })
     }
 
-    async fn create_secret(
+    async fn put_secret(
         &self,
         namespace: &Namespace,
         name: &SecretName,
-        value: SecretValue,
-    ) -> Result<(), EngineError> {
+        content: SecretContent,
+        put: PutSecret,
+    ) -> Result<SecretChange, EngineError> {
+        content.check(name)?;
         let mut state = self.state_with(namespace)?;
         let key = (namespace.clone(), name.clone());
-        if state.secrets.contains_key(&key) {
-            return Err(EngineError::SecretExists { namespace: key.0, name: key.1 });
-        }
-        state.secrets.insert(key, value);
-        Ok(())
-    }
-
-    async fn update_secret(
-        &self,
-        namespace: &Namespace,
-        name: &SecretName,
-        value: SecretValue,
-    ) -> Result<(), EngineError> {
-        let mut state = self.state_with(namespace)?;
-        match state.secrets.get_mut(&(namespace.clone(), name.clone())) {
-            Some(held) => {
-                *held = value;
-                Ok(())
+        let before = state.secrets.get(&key).map(|(info, _)| info);
+        match (put, before) {
+            (PutSecret::New, Some(_)) => {
+                return Err(EngineError::SecretExists { namespace: key.0, name: key.1 });
             }
-            None => {
-                Err(EngineError::UnknownSecret { namespace: namespace.clone(), name: name.clone() })
+            (PutSecret::Existing, None) => {
+                return Err(EngineError::UnknownSecret { namespace: key.0, name: key.1 });
             }
+            _ => {}
         }
+        let info = SecretInfo::of(name, &content, before, Timestamp::now(), mac);
+        let change = info.change(before);
+        state.secrets.insert(key, (info, content));
+        Ok(change)
     }
 
     async fn remove_secret(

@@ -1,6 +1,6 @@
 //! An engine that runs nothing, keeps to the port's contract, and does what the test says.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use updraft_engine::{
     Capabilities, EndpointTable, Engine, EngineError, EngineInfo, Expect, FunctionStatus, LogLine,
-    LogQuery, NamespaceInfo, Revision, SecretValue, Version, Wake,
+    LogQuery, NamespaceInfo, PutSecret, Revision, SecretChange, SecretContent, SecretInfo,
+    SecretItems, SecretValue, Version, Wake,
 };
-use updraft_model::{FunctionId, FunctionName, FunctionSpec, Namespace, SecretName};
+use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, Namespace, SecretName};
 
 /// What a new revision of a function does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(crate) enum OnApply {
 #[derive(Debug)]
 struct Running {
     spec: FunctionSpec,
+    /// What its secrets held when the spec was applied.
+    held: BTreeMap<SecretName, Digest>,
     before: Option<FunctionSpec>,
     revision: u64,
 }
@@ -34,7 +37,7 @@ struct Running {
 pub(crate) struct RecordingEngine {
     running: Mutex<BTreeMap<FunctionId, Running>>,
     behaviour: Mutex<HashMap<String, OnApply>>,
-    secrets: Mutex<HashSet<SecretName>>,
+    secrets: Mutex<BTreeMap<SecretName, (SecretInfo, SecretContent)>>,
     /// Visible names in the order in which their specs changed.
     pub(crate) applied: Mutex<Vec<String>>,
     waiting: watch::Sender<usize>,
@@ -64,7 +67,11 @@ impl RecordingEngine {
     }
 
     pub(crate) fn add_secret(&self, name: &str) {
-        self.secrets.lock().unwrap().insert(SecretName::new(name).unwrap());
+        let name = SecretName::new(name).unwrap();
+        let value = SecretValue::new("set by hand");
+        let content = SecretContent::by_hand(SecretItems::single(&name, value));
+        let info = SecretInfo::of(&name, &content, None, Timestamp::now(), mac);
+        self.secrets.lock().unwrap().insert(name, (info, content));
     }
 
     /// The spec that is desired for a visible name.
@@ -75,7 +82,7 @@ impl RecordingEngine {
 
     /// As if somebody had deployed it past the pipeline.
     pub(crate) fn put(&self, spec: FunctionSpec) {
-        let running = Running { before: None, revision: 1, spec };
+        let running = Running { held: BTreeMap::new(), before: None, revision: 1, spec };
         self.running.lock().unwrap().insert(running.spec.id.clone(), running);
     }
 
@@ -93,6 +100,16 @@ impl RecordingEngine {
     pub(crate) async fn hanging(&self, calls: usize) {
         self.waiting.subscribe().wait_for(|waiting| *waiting >= calls).await.unwrap();
     }
+}
+
+/// Good enough to tell texts apart.
+fn mac(text: &[u8]) -> Digest {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&hasher.finish().to_be_bytes());
+    Digest::from_bytes(bytes)
 }
 
 fn unsupported() -> EngineError {
@@ -121,9 +138,14 @@ impl Engine for RecordingEngine {
         if Expect::as_seen(self.get(&spec.id).await?.as_ref()) != expect {
             return Err(EngineError::Superseded(spec.id));
         }
-        let missing: Vec<_> = {
+        let (missing, held): (Vec<_>, BTreeMap<_, _>) = {
             let secrets = self.secrets.lock().unwrap();
-            spec.secrets.iter().filter(|name| !secrets.contains(*name)).cloned().collect()
+            let missing = spec.secrets.iter().filter(|name| !secrets.contains_key(*name));
+            let held = spec
+                .secrets
+                .iter()
+                .filter_map(|name| secrets.get(name).map(|(info, _)| (name.clone(), info.digest)));
+            (missing.cloned().collect(), held.collect())
         };
         if !missing.is_empty() {
             let namespace = spec.id.namespace;
@@ -132,14 +154,14 @@ impl Engine for RecordingEngine {
         let mut all = self.running.lock().unwrap();
         let old = all.remove(&spec.id);
         let (before, revision) = match old {
-            Some(old) if old.spec == spec => (old.before, old.revision),
+            Some(old) if old.spec == spec && old.held == held => (old.before, old.revision),
             Some(old) => (Some(old.spec), old.revision + 1),
             None => (None, 1),
         };
         if before.as_ref() != Some(&spec) {
             self.applied.lock().unwrap().push(spec.id.name.to_string());
         }
-        all.insert(spec.id.clone(), Running { spec, before, revision });
+        all.insert(spec.id.clone(), Running { spec, held, before, revision });
         Ok(Revision(revision))
     }
 
@@ -179,7 +201,12 @@ impl Engine for RecordingEngine {
     }
 
     async fn list(&self, _: &Namespace) -> Result<Vec<FunctionStatus>, EngineError> {
-        Err(unsupported())
+        let ids: Vec<_> = self.running.lock().unwrap().keys().cloned().collect();
+        let mut all = Vec::new();
+        for id in ids {
+            all.extend(self.get(&id).await?);
+        }
+        Ok(all)
     }
 
     async fn get(&self, id: &FunctionId) -> Result<Option<FunctionStatus>, EngineError> {
@@ -212,34 +239,57 @@ impl Engine for RecordingEngine {
         Err(unsupported())
     }
 
-    async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretName>, EngineError> {
-        Err(unsupported())
+    async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretInfo>, EngineError> {
+        Ok(self.secrets.lock().unwrap().values().map(|(info, _)| info.clone()).collect())
     }
 
-    async fn read_secret(&self, _: &Namespace, _: &SecretName) -> Result<SecretValue, EngineError> {
-        Err(unsupported())
+    async fn read_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<SecretItems, EngineError> {
+        let held = self.secrets.lock().unwrap().get(name).map(|(_, content)| content.items.clone());
+        let (namespace, name) = (namespace.clone(), name.clone());
+        held.ok_or(EngineError::UnknownSecret { namespace, name })
     }
 
-    async fn create_secret(
+    async fn put_secret(
         &self,
         _: &Namespace,
-        _: &SecretName,
-        _: SecretValue,
-    ) -> Result<(), EngineError> {
-        Err(unsupported())
+        name: &SecretName,
+        content: SecretContent,
+        put: PutSecret,
+    ) -> Result<SecretChange, EngineError> {
+        assert_eq!(put, PutSecret::Either);
+        content.check(name)?;
+        let mut secrets = self.secrets.lock().unwrap();
+        let before = secrets.get(name).map(|(info, _)| info);
+        let info = SecretInfo::of(name, &content, before, Timestamp::now(), mac);
+        let change = info.change(before);
+        secrets.insert(name.clone(), (info, content));
+        Ok(change)
     }
 
-    async fn update_secret(
+    async fn stale_secrets(&self, id: &FunctionId) -> Result<Vec<SecretName>, EngineError> {
+        let all = self.running.lock().unwrap();
+        let running = all.get(id).ok_or_else(|| EngineError::UnknownFunction(id.clone()))?;
+        let secrets = self.secrets.lock().unwrap();
+        let is_stale = |name: &&SecretName| {
+            secrets
+                .get(*name)
+                .is_some_and(|(info, _)| Some(&info.digest) != running.held.get(*name))
+        };
+        Ok(running.spec.secrets.iter().filter(is_stale).cloned().collect())
+    }
+
+    async fn remove_secret(
         &self,
-        _: &Namespace,
-        _: &SecretName,
-        _: SecretValue,
+        namespace: &Namespace,
+        name: &SecretName,
     ) -> Result<(), EngineError> {
-        Err(unsupported())
-    }
-
-    async fn remove_secret(&self, _: &Namespace, _: &SecretName) -> Result<(), EngineError> {
-        Err(unsupported())
+        let removed = self.secrets.lock().unwrap().remove(name);
+        let (namespace, name) = (namespace.clone(), name.clone());
+        removed.map(drop).ok_or(EngineError::UnknownSecret { namespace, name })
     }
 
     async fn list_namespaces(&self) -> Result<Vec<NamespaceInfo>, EngineError> {

@@ -9,8 +9,8 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 use updraft_engine::{
     Availability, Capabilities, Endpoint, EndpointTable, Engine, EngineError, EngineInfo, Expect,
-    FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, Revision, SecretValue,
-    Version, Wake,
+    FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, PutSecret, Revision,
+    SecretChange, SecretContent, SecretInfo, SecretItems, Version, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
@@ -110,26 +110,19 @@ impl Engine for Double {
     ) -> Result<BoxStream<'static, Result<LogLine, EngineError>>, EngineError> {
         absent()
     }
-    async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretName>, EngineError> {
+    async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretInfo>, EngineError> {
         absent()
     }
-    async fn read_secret(&self, _: &Namespace, _: &SecretName) -> Result<SecretValue, EngineError> {
+    async fn read_secret(&self, _: &Namespace, _: &SecretName) -> Result<SecretItems, EngineError> {
         absent()
     }
-    async fn create_secret(
+    async fn put_secret(
         &self,
         _: &Namespace,
         _: &SecretName,
-        _: SecretValue,
-    ) -> Result<(), EngineError> {
-        absent()
-    }
-    async fn update_secret(
-        &self,
-        _: &Namespace,
-        _: &SecretName,
-        _: SecretValue,
-    ) -> Result<(), EngineError> {
+        _: SecretContent,
+        _: PutSecret,
+    ) -> Result<SecretChange, EngineError> {
         absent()
     }
     async fn remove_secret(&self, _: &Namespace, _: &SecretName) -> Result<(), EngineError> {

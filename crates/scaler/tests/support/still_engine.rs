@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use updraft_engine::{
     Availability, Capabilities, EndpointTable, Engine, EngineError, EngineInfo, FunctionEndpoints,
-    FunctionStatus, LogLine, LogQuery, NamespaceInfo, Revision, SecretValue, Version, Wake,
+    FunctionStatus, LogLine, LogQuery, NamespaceInfo, PutSecret, Revision, SecretChange,
+    SecretContent, SecretInfo, SecretItems, Version, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
@@ -160,7 +161,7 @@ impl Engine for StillEngine {
         Ok(stream::empty().boxed())
     }
 
-    async fn list_secrets(&self, _namespace: &Namespace) -> Result<Vec<SecretName>, EngineError> {
+    async fn list_secrets(&self, _namespace: &Namespace) -> Result<Vec<SecretInfo>, EngineError> {
         Ok(Vec::new())
     }
 
@@ -168,25 +169,17 @@ impl Engine for StillEngine {
         &self,
         _namespace: &Namespace,
         _name: &SecretName,
-    ) -> Result<SecretValue, EngineError> {
+    ) -> Result<SecretItems, EngineError> {
         Self::none()
     }
 
-    async fn create_secret(
+    async fn put_secret(
         &self,
         _namespace: &Namespace,
         _name: &SecretName,
-        _value: SecretValue,
-    ) -> Result<(), EngineError> {
-        Self::none()
-    }
-
-    async fn update_secret(
-        &self,
-        _namespace: &Namespace,
-        _name: &SecretName,
-        _value: SecretValue,
-    ) -> Result<(), EngineError> {
+        _content: SecretContent,
+        _put: PutSecret,
+    ) -> Result<SecretChange, EngineError> {
         Self::none()
     }
 
