@@ -16,9 +16,12 @@ mod document;
 mod fingerprint;
 mod key;
 mod limits;
+mod metrics;
 mod pem;
+mod ring;
 mod scope;
 mod seal;
+mod template;
 mod tree;
 mod unseal;
 mod value;
@@ -31,6 +34,11 @@ pub use document::{
 };
 pub use key::{KeyError, PrivateKey};
 pub use limits::Limits;
+pub use metrics::{ErrorReason, SealMetrics};
+pub use ring::{
+    KeyFileError, KeyInfo, KeyOrder, KeyPair, KeyRing, KeyRingError, KeyRingOptions, KeyState,
+    ResealError,
+};
 pub use scope::{Scope, ScopeError};
 pub use seal::{Draft, SealError, seal};
 pub use tree::Format;

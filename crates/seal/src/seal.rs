@@ -37,6 +37,9 @@ pub enum SealError {
     /// The certificate's fault.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// There is no key here to seal with.
+    #[error("there is no certificate to seal with")]
+    NoCertificate,
     /// The writer's fault.
     #[error("missing metadata.name in input Secret; name it with --name")]
     NoName,

@@ -10,6 +10,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::document::{LegacyData, SealedSecret};
+use crate::template;
 use crate::value::{self, OpenError};
 use crate::{
     ItemFault, Limits, ParseError, PrivateKey, Scope, SecretBytes, Template, ValueError,
@@ -207,6 +208,19 @@ impl UnsealError {
     }
 }
 
+impl OpenedSecret {
+    /// Type, labels and annotations, to seal the secret again.
+    pub(crate) fn template(&self) -> Template {
+        Template {
+            kind: self.kind.clone(),
+            immutable: self.immutable.then_some(true),
+            labels: self.labels.clone(),
+            annotations: self.annotations.clone(),
+            ..Template::default()
+        }
+    }
+}
+
 /// Folds equal texts: `no key could decrypt secret (password, username): reason; …`.
 fn fold<'a>(failures: impl Iterator<Item = (&'a str, (String, String))>) -> String {
     let mut groups: Vec<((String, String), Vec<&str>)> = Vec::new();
@@ -232,6 +246,18 @@ fn fold<'a>(failures: impl Iterator<Item = (&'a str, (String, String))>) -> Stri
 /// # Errors
 /// Every item that does not open, with the reason. The writer's fault, unless a key is missing.
 pub fn unseal_with_keys(
+    keys: &[OpeningKey<'_>],
+    secret: &SealedSecret,
+    hints: &Hints,
+    limits: Limits,
+) -> Result<OpenedSecret, UnsealError> {
+    let mut opened = open_items(keys, secret, hints, limits)?;
+    let failures = template::fill(&secret.template.data, &mut opened.items);
+    if failures.is_empty() { Ok(opened) } else { Err(UnsealError { failures }) }
+}
+
+/// Opens the items of a secret and leaves the texts of its template as they are.
+pub(crate) fn open_items(
     keys: &[OpeningKey<'_>],
     secret: &SealedSecret,
     hints: &Hints,
