@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use updraft_engine::{Engine, Version};
 use updraft_pipeline::{GitSink, Pipeline, UrlOf};
 use updraft_queue::{Queue, Schedules};
+use updraft_scaler::Scaler;
 use updraft_source::git::{ContentLimits, GitServer, PushSink};
 use updraft_store::Store;
 
@@ -49,6 +50,8 @@ pub struct ApiParts {
     pub queue: Arc<Queue>,
     /// What calls functions by the clock.
     pub schedules: Arc<Schedules>,
+    /// Knows how functions are scaled.
+    pub scaler: Arc<Scaler>,
     /// The pipeline's work folder, where uploads are unpacked.
     pub work: PathBuf,
     /// Most bytes of an upload, as sent.

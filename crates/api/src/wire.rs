@@ -5,6 +5,7 @@
 
 mod calls;
 mod engine;
+mod scaling;
 mod schedules;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use updraft_store::{BuildId, BuildState, PushId, PushState, TokenId};
 
 pub use calls::{Call, CallResult, Callback, CallbackKey, Redriven};
 pub use engine::{Engine, Fact, FunctionReplicas, ReplicaDetail, ReplicaExit, Trouble};
+pub use scaling::{Decision, Scaling, Target};
 pub use schedules::{Schedule, ScheduledRun};
 
 /// A request that was not carried out.
@@ -50,7 +52,7 @@ pub struct Server {
 }
 
 /// A function, deployed or only declared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Function {
     /// Whose it is; absent for one that came through the OpenFaaS API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,6 +88,12 @@ pub struct Function {
     /// Why not all is well, when it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What its labels and annotations get wrong, and what holds instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// How it is scaled; absent until the scaler has looked at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
 }
 
 /// One replica of a function.

@@ -48,10 +48,10 @@ impl<'a> Host<'a> {
         let end = text.find(':').unwrap_or(text.len());
         let (name, port) = text.split_at(end);
         check_port(port)?;
+        let name = name.strip_suffix('.').unwrap_or(name);
         if let Ok(address) = name.parse::<Ipv4Addr>() {
             return Ok(Self::Address(address.into()));
         }
-        let name = name.strip_suffix('.').unwrap_or(name);
         let label = |label: &str| {
             let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
             (1..=63).contains(&label.len()) && label.bytes().all(fits)
@@ -128,6 +128,7 @@ mod tests {
         };
         check("127.0.0.1", "127.0.0.1");
         check("127.0.0.1:8080", "127.0.0.1");
+        check("127.0.0.1.:8080", "127.0.0.1");
         check("[::1]", "::1");
         check("[::1]:8080", "::1");
         check("[::ffff:10.0.0.1]", "10.0.0.1");

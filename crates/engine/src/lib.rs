@@ -10,6 +10,7 @@
 pub mod conformance;
 mod endpoint;
 mod error;
+mod log_query;
 mod secret;
 mod status;
 
@@ -26,6 +27,7 @@ pub use endpoint::{
     Resting, Thaw,
 };
 pub use error::{EngineError, Fault};
+pub use log_query::{LogQuery, parse_bool};
 pub use secret::{
     ItemInfo, PutSecret, SECRET_BYTES_MAX, SECRET_ITEMS_MAX, SecretChange, SecretContent,
     SecretInfo, SecretItems, SecretOrigin, SecretValue,
@@ -83,21 +85,6 @@ impl Expect {
             Self::Unchanged { created_at, revision } => there == Some((created_at, revision)),
         }
     }
-}
-
-/// Which log lines to read.
-#[derive(Debug, Clone)]
-pub struct LogQuery {
-    /// The function whose replicas' output is read.
-    pub id: FunctionId,
-    /// Only this replica, when given.
-    pub instance: Option<ReplicaId>,
-    /// Only lines at or after this moment, when given.
-    pub since: Option<Timestamp>,
-    /// Only the newest so many lines of what is there already, when given.
-    pub tail: Option<usize>,
-    /// Go on with new lines, of new replicas too, until the stream is dropped.
-    pub follow: bool,
 }
 
 /// What runs replicas. Every call is idempotent and may be repeated after a crash; every error

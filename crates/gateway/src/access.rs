@@ -10,10 +10,13 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use updraft_store::access::{Denied, Principal};
 
-use crate::answer::Failure;
+use crate::answer::{Failure, read_body};
+use crate::handlers::DESCRIPTION_LIMIT;
+use crate::proxy::AuthProxy;
 use crate::{Authentication, GatewayParts};
 
 /// Stands before every route that only the administrator may call.
@@ -22,7 +25,8 @@ pub(crate) async fn require_admin(
     request: Request,
     next: Next,
 ) -> Response {
-    match principal(&parts, request.headers()).await {
+    let (principal, request) = principal(&parts, request).await;
+    match principal {
         Ok(Principal::Admin) => next.run(request).await,
         Ok(Principal::Owner(owner)) => Failure::new(
             StatusCode::FORBIDDEN,
@@ -36,10 +40,11 @@ pub(crate) async fn require_admin(
 /// Stands before routes that owners may call too; the handler finds out who it is.
 pub(crate) async fn require_account(
     State(parts): State<Arc<GatewayParts>>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
-    match principal(&parts, request.headers()).await {
+    let (principal, mut request) = principal(&parts, request).await;
+    match principal {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
             next.run(request).await
@@ -48,14 +53,36 @@ pub(crate) async fn require_account(
     }
 }
 
-async fn principal(parts: &GatewayParts, headers: &HeaderMap) -> Result<Principal, Response> {
+/// Who sent the request; and the request, which may have been read for that.
+async fn principal(
+    parts: &GatewayParts,
+    mut request: Request,
+) -> (Result<Principal, Response>, Request) {
+    let mut body = Bytes::new();
+    if let Authentication::Proxy(AuthProxy { pass_body: true, .. }) = &parts.authentication {
+        match read_body(std::mem::take(request.body_mut()), DESCRIPTION_LIMIT).await {
+            Ok(read) => body = read,
+            Err(failure) => return (Err(failure.into_response()), request),
+        }
+        *request.body_mut() = Body::from(body.clone());
+    }
+    (known(parts, request.headers(), body).await, request)
+}
+
+async fn known(
+    parts: &GatewayParts,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Principal, Response> {
     if comes_from_web_page(headers) {
         let text = "web pages may not use the system routes";
         return Err(Failure::new(StatusCode::FORBIDDEN, text).into_response());
     }
     match &parts.authentication {
         Authentication::Password => {}
-        Authentication::Proxy(proxy) => return proxy.ask(headers).await.map(|()| Principal::Admin),
+        Authentication::Proxy(proxy) => {
+            return proxy.ask(headers, body).await.map(|()| Principal::Admin);
+        }
         Authentication::Off => return Ok(Principal::Admin),
     }
     parts.access.authenticate(headers).await.map_err(|denied| match denied {

@@ -22,17 +22,8 @@ type Parts = State<Arc<GatewayParts>>;
 type QueryMap = Query<HashMap<String, String>>;
 
 /// The largest body that describes something, far above any real one.
-const DESCRIPTION_LIMIT: usize = 4 << 20;
+pub(crate) const DESCRIPTION_LIMIT: usize = 4 << 20;
 
 fn namespace_of(query: &QueryMap) -> Option<&str> {
     query.get("namespace").map(String::as_str)
-}
-
-/// The spellings that Go accepts.
-fn parse_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
-        _ => None,
-    }
 }

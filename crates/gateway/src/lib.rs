@@ -14,6 +14,7 @@ mod place;
 mod proxy;
 mod requests;
 mod route;
+mod service;
 pub mod wire;
 
 use std::fmt;
@@ -27,9 +28,10 @@ use updraft_model::FunctionId;
 use updraft_queue::Queue;
 use updraft_scaler::Scaler;
 
-pub use proxy::{AuthProxyUrl, AuthProxyUrlError};
+pub use proxy::AuthProxy;
 pub use requests::RequestMetrics;
 pub use route::{Access, Route, routes};
+pub use service::{ServiceUrl, ServiceUrlError};
 
 /// The `OpenAPI` 3.1 document of every route, as `/system/openapi.json` serves it.
 pub const OPENAPI: &str = include_str!("../openapi.json");
@@ -46,7 +48,7 @@ pub enum Authentication {
     /// The administrator's password.
     Password,
     /// A service of the operator's, which decides alone.
-    Proxy(AuthProxyUrl),
+    Proxy(AuthProxy),
     /// Nothing: whoever reaches the listener is the administrator.
     Off,
 }
@@ -62,6 +64,8 @@ pub struct GatewayParts {
     pub access: updraft_store::access::Access,
     /// Whether that is asked.
     pub authentication: Authentication,
+    /// Who is asked for logs in place of the engine, where somebody is.
+    pub logs_provider: Option<ServiceUrl>,
     /// Where requests are counted.
     pub requests: RequestMetrics,
     /// Updraft's own version, for `/system/info`.

@@ -124,6 +124,7 @@ fn table() -> Vec<Entry> {
         get("/system/namespaces", Admin, namespaces::list),
         // The clients of OpenFaaS create with an empty name in the path and the real one in the body.
         post("/system/namespace/", Admin, namespaces::create),
+        put("/system/namespace/", Admin, namespaces::update),
         delete("/system/namespace/", Admin, namespaces::remove),
         post("/system/namespace/{namespace}", Admin, namespaces::create),
         get("/system/namespace/{namespace}", Admin, namespaces::describe),

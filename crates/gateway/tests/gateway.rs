@@ -10,6 +10,8 @@ mod access;
 mod alert;
 #[path = "gateway/calls.rs"]
 mod calls;
+#[path = "gateway/deployment.rs"]
+mod deployment;
 #[path = "gateway/functions.rs"]
 mod functions;
 #[path = "gateway/harness.rs"]
@@ -18,11 +20,15 @@ mod harness;
 mod info;
 #[path = "gateway/logs.rs"]
 mod logs;
+#[path = "gateway/logs_provider.rs"]
+mod logs_provider;
 #[path = "gateway/namespaces.rs"]
 mod namespaces;
 #[path = "gateway/openapi.rs"]
 mod openapi;
 #[path = "gateway/requests.rs"]
 mod requests;
+#[path = "gateway/routes.rs"]
+mod routes;
 #[path = "gateway/secrets.rs"]
 mod secrets;

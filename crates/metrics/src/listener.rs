@@ -26,7 +26,7 @@ pub async fn serve(listener: TcpListener, registry: Arc<Registry>, closing: Canc
 fn router(registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { StatusCode::OK }))
+        .route("/healthz", get(|| async { "OK" }))
         .with_state(registry)
 }
 
@@ -49,9 +49,13 @@ mod tests {
     use tower::ServiceExt;
 
     async fn ask(path: &str) -> (StatusCode, String, String) {
+        ask_by("GET", path).await
+    }
+
+    async fn ask_by(method: &str, path: &str) -> (StatusCode, String, String) {
         let mut registry = Registry::default();
         crate::register_process(&mut registry);
-        let request = Request::get(path).body(Body::empty()).unwrap();
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
         let answer = router(Arc::new(registry)).oneshot(request).await.unwrap();
         let kind = answer.headers().get(header::CONTENT_TYPE);
         let kind = kind.map_or("", |kind| kind.to_str().unwrap()).to_owned();
@@ -66,7 +70,11 @@ mod tests {
         assert_eq!((status, kind.as_str()), (StatusCode::OK, CONTENT_TYPE));
         assert!(text.contains("# TYPE process_resident_memory_bytes gauge"), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
-        assert_eq!(ask("/healthz").await.0, StatusCode::OK);
+        let (status, _, text) = ask("/healthz").await;
+        assert_eq!((status, text.as_str()), (StatusCode::OK, "OK"));
+        for path in ["/metrics", "/healthz"] {
+            assert_eq!(ask_by("POST", path).await.0, StatusCode::METHOD_NOT_ALLOWED);
+        }
         assert_eq!(ask("/system/functions").await.0, StatusCode::NOT_FOUND);
     }
 }

@@ -76,6 +76,7 @@ impl FromStr for MemoryQuantity {
             .find_map(|(suffix, base, exponent)| {
                 Some((text.strip_suffix(suffix)?, base.checked_pow(*exponent)?))
             })
+            .or_else(|| with_exponent(text))
             .unwrap_or((text, 1));
         let bytes = decimal_times(number, multiplier).ok_or_else(wrong)?;
         Ok(Self { text: text.to_owned(), bytes })
@@ -89,11 +90,22 @@ impl FromStr for CpuQuantity {
         let wrong = || ParseQuantityError { what: "CPU", text: text.to_owned(), example: "500m" };
         let (number, multiplier) = match text.strip_suffix('m') {
             Some(number) => (number, 1),
-            None => (text, 1000),
+            None => match with_exponent(text) {
+                Some((number, power)) => (number, power.saturating_mul(1000)),
+                None => (text, 1000),
+            },
         };
         let millicores = decimal_times(number, multiplier).ok_or_else(wrong)?;
         Ok(Self { text: text.to_owned(), millicores })
     }
+}
+
+/// The number and the power of ten of a text such as `129e6`.
+fn with_exponent(text: &str) -> Option<(&str, u64)> {
+    let (number, exponent) = text.split_once(['e', 'E'])?;
+    let is_plain = exponent.bytes().all(|byte| byte.is_ascii_digit());
+    let power = 10_u64.checked_pow(exponent.parse().ok().filter(|_| is_plain)?)?;
+    Some((number, power))
 }
 
 /// A non-negative decimal number times `multiplier`, rounded up to a whole.
@@ -170,6 +182,9 @@ mod tests {
         check("40M", 40_000_000);
         check("128m", 128_000_000);
         check("1024", 1024);
+        check("129e6", 129_000_000);
+        check("1.5E3", 1_500);
+        check("1E", 1_000_000_000_000_000_000);
         check("0", 0);
     }
 
@@ -183,11 +198,26 @@ mod tests {
         check("1", 1000);
         check("0.5", 500);
         check("0.0001", 1);
+        check("2e0", 2000);
     }
 
     #[test]
     fn words_signs_and_unknown_suffixes_are_refused() {
-        for bad in ["", "Mi", "-1", "1e3", "12Xi", "1 Gi", "99999999999999Ei", "1.0000000000001"] {
+        for bad in [
+            "",
+            "Mi",
+            "-1",
+            "1e",
+            "e3",
+            "1e-3",
+            "1e+3",
+            "1e99",
+            "9e18e1",
+            "12Xi",
+            "1 Gi",
+            "99999999999999Ei",
+            "1.0000000000001",
+        ] {
             assert!(bad.parse::<MemoryQuantity>().is_err(), "{bad}");
         }
         for bad in ["", "m", "-1", "100mi", "one"] {

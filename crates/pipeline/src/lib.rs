@@ -26,6 +26,6 @@ pub mod step;
 pub use error::{RemoveError, RollbackError, StartError, SubmitError};
 pub use event::{FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind, Verdict};
 pub use git_sink::GitSink;
-pub use options::{PipelineOptions, PipelineParts, UrlOf};
+pub use options::{MistakesOf, PipelineOptions, PipelineParts, UrlOf};
 pub use pipeline::{Origin, Pipeline, PushRequest};
 pub use updraft_store::{PushId, PushState};

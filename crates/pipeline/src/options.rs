@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use updraft_builder::{BuildLimits, Builder};
 use updraft_engine::Engine;
-use updraft_model::{FunctionName, OwnerName, ResourceSet};
+use updraft_model::{FunctionName, FunctionSpec, OwnerName, ResourceSet};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::ContentLimits;
 use updraft_source::template::Templates;
@@ -15,6 +15,9 @@ use updraft_store::Store;
 
 /// Tells where an owner's function is called.
 pub type UrlOf = Arc<dyn Fn(&OwnerName, &FunctionName) -> String + Send + Sync>;
+
+/// What a function's labels and annotations get wrong.
+pub type MistakesOf = Arc<dyn Fn(&FunctionSpec) -> Vec<String> + Send + Sync>;
 
 /// What a pipeline works with.
 pub struct PipelineParts {
@@ -80,6 +83,8 @@ pub struct PipelineOptions {
     pub max_build_log_bytes: u64,
     /// Where an owner's function is called.
     pub url: UrlOf,
+    /// Tells what a function's labels and annotations get wrong, one sentence each.
+    pub mistakes: MistakesOf,
 }
 
 impl fmt::Debug for PipelineOptions {
@@ -120,6 +125,7 @@ impl PipelineOptions {
             keep_build_logs: 20,
             max_build_log_bytes: 8 << 20,
             url,
+            mistakes: Arc::new(|_| Vec::new()),
         }
     }
 }

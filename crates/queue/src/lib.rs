@@ -13,6 +13,7 @@ mod dispatch;
 mod error;
 mod lanes;
 mod metrics;
+mod mistakes;
 mod options;
 mod policy;
 mod queue;
@@ -25,6 +26,7 @@ pub use callback::{
     CallbackOptions, CallbackTarget, OpenKeyError, OwnerKey, ParseCallbackTargetError, SigningKey,
 };
 pub use error::{QueueError, SubmitError};
+pub use mistakes::mistakes;
 pub use options::QueueOptions;
 pub use policy::RetryPolicy;
 pub use queue::{Queue, QueueParts};

@@ -55,6 +55,21 @@ pub struct ScheduleParts {
     pub record: PathBuf,
 }
 
+/// What is wrong with the schedules of a function, each with the schedule that it is about.
+pub(crate) fn problems(spec: &Arc<FunctionSpec>) -> Vec<String> {
+    let wrong = |plan: &Arc<Plan>| {
+        let problem = plan.rhythm.as_ref().err()?;
+        // A problem of another annotation is the same for every schedule.
+        let is_of_another = problem.starts_with("annotation ") || plan.text.is_empty();
+        Some(if is_of_another {
+            problem.clone()
+        } else {
+            format!("schedule `{}`: {problem}", plan.text)
+        })
+    };
+    plan::plans(spec).iter().filter_map(wrong).collect()
+}
+
 /// One schedule of one function, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScheduleView {

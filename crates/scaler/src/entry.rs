@@ -13,6 +13,7 @@ use crate::decision::{History, decide};
 use crate::options::ScalerOptions;
 use crate::policy::{Measure, Policy, Target};
 use crate::samples::{Interval, STEADY, Samples};
+use crate::view::LastDecision;
 use crate::warm::{Floor, WarmWindow};
 
 /// How long after a refusal the engine is asked again.
@@ -108,6 +109,8 @@ pub(crate) struct Entry {
     /// Replicas that the last decision wants.
     pub(crate) wanted: u32,
     pub(crate) counts: Counts,
+    /// The last step that was taken.
+    pub(crate) last: Option<LastDecision>,
     pub(crate) usage: Option<Usage>,
     /// Processor seconds of all its replicas since it was first seen; never falls.
     pub(crate) cpu_seconds: f64,
@@ -140,6 +143,7 @@ impl Entry {
             ready: load.ready,
             current: None,
             counts: Counts::default(),
+            last: None,
             usage: None,
             cpu_seconds: 0.0,
             samples: Samples::default(),
@@ -337,6 +341,11 @@ impl Entry {
             || self.policy.is_fixed()
             || self.policy.targets.is_empty()
             || held
+    }
+
+    /// Keeps what was decided, for people.
+    pub(crate) fn decided(&mut self, text: String) {
+        self.last = Some(LastDecision { at: Timestamp::now(), text });
     }
 
     /// The engine has set the number of replicas.

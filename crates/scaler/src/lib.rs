@@ -15,8 +15,11 @@ mod options;
 mod policy;
 mod samples;
 mod scaler;
+mod view;
 mod warm;
 
 pub use alert::{Alert, AlertNotice, AlertOutcome, AlertStatus, ParseAlertError};
 pub use options::ScalerOptions;
+pub use policy::mistakes;
 pub use scaler::{Backlog, Scaler, ScalerParts};
+pub use view::{LastDecision, ScalingTarget, ScalingView};

@@ -138,6 +138,12 @@ impl Policy {
     }
 }
 
+/// What makes no sense among the labels and annotations that scaling reads, and what holds instead;
+/// for whoever deploys the function.
+pub fn mistakes(spec: &FunctionSpec, options: &ScalerOptions) -> Vec<String> {
+    Policy::of(spec, options).1
+}
+
 /// Reads labels and remembers what was wrong with them.
 struct Reader<'a> {
     spec: &'a FunctionSpec,

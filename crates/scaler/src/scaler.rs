@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{Engine, EngineError};
 use updraft_invoke::Invoker;
-use updraft_model::{FunctionId, Namespace};
+use updraft_model::{FunctionId, FunctionSpec, Namespace};
 
 use crate::alert::{Alert, AlertOutcome, AlertStatus, after_alert};
 use crate::entry::{Action, Entry, Step};
 use crate::metrics::ScalerCollector;
 use crate::options::ScalerOptions;
 use crate::policy::Policy;
+use crate::view::ScalingView;
 
 /// Longest time the engine may take for one request; the others wait meanwhile.
 const ENGINE_LIMIT: Duration = Duration::from_secs(10);
@@ -132,6 +133,16 @@ impl Scaler {
             entry.history.held = firing.then_some((until, wanted));
         }
         Ok(true)
+    }
+
+    /// How a function is scaled; nothing before the scaler has looked at it once.
+    pub fn view(&self, id: &FunctionId) -> Option<ScalingView> {
+        self.shared.entries().get(id).map(ScalingView::of)
+    }
+
+    /// What makes no sense among the labels and annotations that scaling reads.
+    pub fn mistakes(&self, spec: &FunctionSpec) -> Vec<String> {
+        crate::policy::mistakes(spec, &self.shared.parts.options)
     }
 
     /// Adds what is known of all functions' scaling to a registry.
@@ -259,6 +270,9 @@ impl Shared {
             Action::Wake => {
                 limited(id, engine.wake(id)).await?;
                 tracing::info!("{id} thaws: {reason}");
+                if let Some(entry) = self.entries().get_mut(id) {
+                    entry.decided(format!("thaws: {reason}"));
+                }
             }
             Action::Freeze => {
                 if !limited(id, engine.freeze(id)).await? {
@@ -267,6 +281,7 @@ impl Shared {
                 tracing::info!("{id} freezes: {reason}");
                 if let Some(entry) = self.entries().get_mut(id) {
                     entry.counts.freeze += 1;
+                    entry.decided(format!("freezes: {reason}"));
                 }
             }
         }
@@ -279,6 +294,7 @@ impl Shared {
         tracing::info!("{id} {before} => {replicas}: {reason}");
         if let Some(entry) = self.entries().get_mut(id) {
             entry.scaled(replicas);
+            entry.decided(format!("{before} => {replicas}: {reason}"));
         }
         Ok(())
     }

@@ -184,6 +184,10 @@ pub(crate) struct List {
     #[arg(long)]
     pub(crate) replicas: bool,
 
+    /// How each function is scaled, and the last decision about it
+    #[arg(long)]
+    pub(crate) wide: bool,
+
     /// Only this owner's
     #[arg(long, value_name = "OWNER", env = "UPDRAFT_OWNER")]
     pub(crate) owner: Option<String>,

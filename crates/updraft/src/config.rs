@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use updraft_edge::Root;
-use updraft_gateway::AuthProxyUrl;
+use updraft_gateway::ServiceUrl;
 use updraft_model::{MemoryQuantity, parse_duration};
 use updraft_scaler::ScalerOptions;
 
@@ -143,13 +143,23 @@ pub(crate) struct GatewayConfig {
     /// Whether the administrator's routes ask for the password.
     pub(crate) authentication: bool,
     /// Who is asked in place of the password.
-    #[serde(deserialize_with = "auth_proxy")]
-    pub(crate) auth_proxy_url: Option<AuthProxyUrl>,
+    #[serde(deserialize_with = "service")]
+    pub(crate) auth_proxy_url: Option<ServiceUrl>,
+    /// Whether it is sent the request's body too.
+    pub(crate) auth_proxy_pass_body: bool,
+    /// Who is asked what functions wrote, in place of the engine.
+    #[serde(deserialize_with = "service")]
+    pub(crate) logs_provider_url: Option<ServiceUrl>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { authentication: true, auth_proxy_url: None }
+        Self {
+            authentication: true,
+            auth_proxy_url: None,
+            auth_proxy_pass_body: false,
+            logs_provider_url: None,
+        }
     }
 }
 
@@ -264,6 +274,9 @@ impl Config {
                  remove one of them"
             );
         }
+        if self.gateway.auth_proxy_pass_body && self.gateway.auth_proxy_url.is_none() {
+            bail!("gateway.auth_proxy_pass_body is on and gateway.auth_proxy_url names nobody");
+        }
         if !self.gateway.authentication && !self.listen.ip().is_loopback() {
             bail!(
                 "gateway.authentication is off and {} can be reached from other machines, whose \
@@ -328,9 +341,7 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     }
 }
 
-fn auth_proxy<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<AuthProxyUrl>, D::Error> {
+fn service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ServiceUrl>, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(D::Error::custom)
 }
@@ -367,7 +378,7 @@ mod tests {
                 build: file.build,
                 push: file.push,
                 function: file.function,
-                gateway: GatewayConfig { authentication, auth_proxy_url: None },
+                gateway: GatewayConfig { authentication, ..GatewayConfig::default() },
                 scaler: ScalerConfig::default(),
                 metrics: MetricsConfig::default(),
                 queue: QueueConfig::default(),

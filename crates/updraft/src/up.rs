@@ -19,9 +19,9 @@ use updraft_builder::{BuildLimits, BuildahBuilder, Builder};
 use updraft_edge::{Edge, EdgeLimits, EdgeParts};
 use updraft_engine::{Engine, Version};
 use updraft_engine_local::{LocalEngine, LocalEngineOptions};
-use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMetrics};
+use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts, RequestMetrics};
 use updraft_invoke::{InvokeOptions, Invoker};
-use updraft_model::{FunctionId, FunctionName, OwnerName, ResourceSet};
+use updraft_model::{FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
 use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
 use updraft_queue::{CallStore, Queue, QueueParts, ScheduleParts, Schedules, SigningKey};
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
@@ -230,6 +230,7 @@ impl Cloud {
             invocations: Arc::new(Counted(Arc::clone(&invoker))),
             access: access.clone(),
             authentication: authentication(config),
+            logs_provider: config.gateway.logs_provider_url.clone(),
             requests,
             version: version.clone(),
             system_url: format!("http://system.{}:{}", config.root.as_str(), address.port()),
@@ -240,6 +241,7 @@ impl Cloud {
             engine: shared_engine,
             queue: Arc::clone(&queue),
             schedules: Arc::clone(&schedules),
+            scaler: Arc::clone(&scaler),
             access: access.clone(),
             git: git.clone(),
             work: data_dir.work(),
@@ -349,6 +351,7 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
             file_bytes: push.file_size,
             ..usual.context_limits
         },
+        mistakes: Arc::new(mistakes(scaler_options(config))),
         default_limits: ResourceSet {
             memory: function.memory.to_string().parse().ok(),
             ..usual.default_limits
@@ -358,10 +361,24 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
     }
 }
 
+/// What a function's labels and annotations get wrong, for whoever pushes it.
+fn mistakes(
+    scaler: ScalerOptions,
+) -> impl Fn(&FunctionSpec) -> Vec<String> + Send + Sync + 'static {
+    move |spec| {
+        let mut found = updraft_scaler::mistakes(spec, &scaler);
+        found.extend(updraft_queue::mistakes(spec));
+        found
+    }
+}
+
 /// What the administrator's routes of the gateway ask for.
 fn authentication(config: &Config) -> Authentication {
     match &config.gateway.auth_proxy_url {
-        Some(url) => Authentication::Proxy(url.clone()),
+        Some(url) => Authentication::Proxy(AuthProxy {
+            url: url.clone(),
+            pass_body: config.gateway.auth_proxy_pass_body,
+        }),
         None if config.gateway.authentication => Authentication::Password,
         None => Authentication::Off,
     }

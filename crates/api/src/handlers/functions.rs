@@ -7,8 +7,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use futures_util::StreamExt;
-use jiff::Timestamp;
-use updraft_engine::{Endpoint, FunctionStatus, LogQuery, ReplicaId};
+use updraft_engine::{Endpoint, FunctionStatus, LogQuery, parse_bool};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, Namespace, OwnerName, labels};
 use updraft_store::{DeclaredFunction, Environment, PinnedTo};
 
@@ -49,6 +48,9 @@ fn identity(spec: &FunctionSpec) -> Option<(OwnerName, FunctionName)> {
 fn deployed(host: &Host, status: FunctionStatus, live: Option<&Environment>) -> wire::Function {
     let spec = status.spec;
     let ready = ready_replicas(host, &spec.id);
+    let mut warnings = host.scaler.mistakes(&spec);
+    warnings.extend(updraft_queue::mistakes(&spec));
+    let scaling = host.scaler.view(&spec.id).map(wire::Scaling::from);
     let commit = spec.labels.get(labels::GIT_SHA).cloned();
     let repository = spec.repository().map(str::to_owned);
     let (owner, name, url) = if let Some((owner, name)) = identity(&spec) {
@@ -72,6 +74,8 @@ fn deployed(host: &Host, status: FunctionStatus, live: Option<&Environment>) -> 
         commit,
         created_at: Some(status.created_at),
         message: status.message,
+        warnings,
+        scaling,
     }
 }
 
@@ -103,6 +107,8 @@ fn only_declared(host: &Host, declared: DeclaredFunction) -> wire::Function {
         message: Some(
             "is not deployed: its push failed, or somebody removed it; push again".to_owned(),
         ),
+        warnings: Vec::new(),
+        scaling: None,
     }
 }
 
@@ -207,36 +213,16 @@ pub(crate) async fn logs(
     if status.is_none_or(|status| status.spec.owner().as_ref() != Some(&owner)) {
         return Err(absent(&owner, &name));
     }
-    let lines = host.engine.logs(log_query(id, &query)?).await?;
+    let lines = host.engine.logs(LogQuery::read(id, &query).map_err(Failure::bad_request)?).await?;
     Ok(json_lines(lines.map(|line| line.map(wire::LogLine::from))))
-}
-
-fn log_query(id: FunctionId, query: &HashMap<String, String>) -> Result<LogQuery, Failure> {
-    let text = |key: &str| query.get(key).map(String::as_str).filter(|text| !text.is_empty());
-    let since = match text("since") {
-        None => None,
-        Some(text) => Some(text.parse::<Timestamp>().map_err(|_| {
-            Failure::bad_request(format!("since: `{text}` is no time such as 2026-01-31T12:00:00Z"))
-        })?),
-    };
-    let tail =
-        match text("tail") {
-            None => None,
-            Some(text) => Some(text.parse::<usize>().map_err(|_| {
-                Failure::bad_request(format!("tail: `{text}` is no number of lines"))
-            })?),
-        };
-    let instance = text("instance").map(ReplicaId::new);
-    Ok(LogQuery { id, instance, since, tail, follow: follows(query)? })
 }
 
 /// Reads `follow=true`.
 pub(crate) fn follows(query: &HashMap<String, String>) -> Result<bool, Failure> {
     match query.get("follow").map(String::as_str) {
-        None | Some("" | "false" | "0") => Ok(false),
-        Some("true" | "1") => Ok(true),
-        Some(other) => {
-            Err(Failure::bad_request(format!("follow: `{other}` is neither true nor false")))
-        }
+        None | Some("") => Ok(false),
+        Some(text) => parse_bool(text).ok_or_else(|| {
+            Failure::bad_request(format!("follow: `{text}` is neither true nor false"))
+        }),
     }
 }

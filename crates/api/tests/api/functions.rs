@@ -2,6 +2,7 @@
 
 use futures_util::StreamExt;
 use updraft_api::client::LogOptions;
+use updraft_api::wire::Function;
 use updraft_engine::{Engine, Wake};
 use updraft_model::{FunctionId, FunctionSpec};
 use updraft_store::PinnedTo;
@@ -23,7 +24,49 @@ async fn a_live_function_shows_what_runs_and_what_is_live() {
     assert_eq!((function.replicas, function.available_replicas), (1, 1));
     assert_eq!((function.release, function.pinned), (Some(2), true));
     assert_eq!(function.commit.as_deref(), Some("c".repeat(40).as_str()));
-    assert_eq!(host.alice().functions(Some(&alice)).await.unwrap(), [function]);
+    let listed = host.alice().functions(Some(&alice)).await.unwrap();
+    assert_eq!(without_scaling(listed), without_scaling(vec![function]));
+}
+
+/// What the scaler tells comes once it has looked, which it does on its own.
+fn without_scaling(functions: Vec<Function>) -> Vec<Function> {
+    functions.into_iter().map(|function| Function { scaling: None, ..function }).collect()
+}
+
+#[tokio::test]
+async fn how_a_function_is_scaled_and_what_its_labels_get_wrong_is_told() {
+    let host = Host::start().await;
+    let mut spec = FunctionSpec::new(FunctionId::in_default(name("f")), "f".parse().unwrap());
+    for (key, value) in [
+        ("com.openfaas.scale.min", "2"),
+        ("com.openfaas.scale.max", "many"),
+        ("com.openfaas.scale.type", "cpu"),
+        ("com.openfaas.scale.target", "500"),
+        ("com.openfaas.scale.zero", "true"),
+    ] {
+        spec.labels.insert(key.to_owned(), value.to_owned());
+    }
+    for (key, value) in [("topic", "cron-function"), ("schedule", "99 * * * *")] {
+        spec.annotations.insert(key.to_owned(), value.to_owned());
+    }
+    host.engine.apply(spec, Wake::Keep).await.unwrap();
+    let function = within("the scaler looks at it", async {
+        loop {
+            let function = host.admin().functions(None).await.unwrap().remove(0);
+            if function.scaling.is_some() {
+                return function;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let scaling = function.scaling.unwrap();
+    assert_eq!((scaling.min, scaling.max), (2, 20));
+    assert_eq!((scaling.targets[0].mode.as_str(), scaling.targets[0].load), ("cpu", 450.0));
+    assert_eq!(scaling.zero_after.as_deref(), Some("15m0s"));
+    let [max, schedule] = &function.warnings[..] else { panic!("{:?}", function.warnings) };
+    assert!(max.contains("`com.openfaas.scale.max` cannot be `many`"), "{max}");
+    assert!(schedule.contains("schedule `99 * * * *`"), "{schedule}");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use updraft_queue::{
     CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules,
     SigningKey,
 };
+use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
 
@@ -96,13 +97,20 @@ impl Host {
         .unwrap();
         let schedules = Schedules::start(ScheduleParts {
             queue: Arc::clone(&queue),
-            invoker,
+            invoker: Arc::clone(&invoker),
             record: path("schedules.json"),
         })
         .unwrap();
+        let scaler = Scaler::start(ScalerParts {
+            engine: engine.clone(),
+            invoker,
+            backlog: Arc::new(|_| 0),
+            options: ScalerOptions::default(),
+        });
         let router = router(ApiParts {
             queue,
             schedules,
+            scaler,
             store: store.clone(),
             engine: engine.clone(),
             access: Access::open(store.clone(), &path("password")).unwrap(),

@@ -76,10 +76,22 @@ fn callback(headers: &HeaderMap) -> Result<Option<Uri>, CallFailure> {
     let text = value.to_str().map_err(|_| wrong("it holds signs beyond ASCII".to_owned()))?;
     match text.trim() {
         "" => Ok(None),
+        text if !escapes_are_whole(text) => {
+            Err(wrong("a `%` is not followed by two digits of a byte".to_owned()))
+        }
         text => text.parse().map(Some).map_err(|error: http::uri::InvalidUri| {
             wrong(format!("{error}; write one such as https://example.com/done"))
         }),
     }
+}
+
+/// Whether every `%` begins an escape.
+fn escapes_are_whole(text: &str) -> bool {
+    let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
+    text.split('%').skip(1).all(|rest| {
+        let bytes = rest.as_bytes();
+        is_digit(bytes.first()) && is_digit(bytes.get(1))
+    })
 }
 
 fn accepted(id: &CallId) -> Response {
@@ -161,7 +173,10 @@ mod tests {
         assert_eq!(callback(&HeaderMap::new()), Ok(None));
         assert_eq!(read(b" "), Ok(None));
         assert_eq!(read(b"http://example.com/a?b").unwrap().unwrap().path(), "/a");
-        for wrong in [b"http://a b/".as_slice(), b"http://[::1", b"\xff"] {
+        assert_eq!(read(b"http://example.com/%2Fa").unwrap().unwrap().path(), "/%2Fa");
+        let wrong =
+            [b"http://a b/".as_slice(), b"http://[::1", b"\xff", b"http://a/%zz", b"http://a/%2"];
+        for wrong in wrong {
             let failure = read(wrong).unwrap_err();
             assert_eq!(failure.status, StatusCode::BAD_REQUEST);
             assert!(failure.reason.contains("X-Callback-Url"), "{}", failure.reason);

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use http::StatusCode;
-use updraft_engine::{Engine, EngineError, Expect, FunctionStatus, Wake};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use updraft_engine::{Engine, EngineError, Expect, FunctionStatus, Wake, parse_bool};
 use updraft_model::{FunctionId, FunctionSpec, labels};
 
-use super::{DESCRIPTION_LIMIT, Parts, QueryMap, namespace_of, parse_bool};
+use super::{DESCRIPTION_LIMIT, Parts, QueryMap, namespace_of};
 use crate::GatewayParts;
 use crate::answer::{Failure, engine_failure, place_failure, read_body};
 use crate::place;
@@ -88,7 +88,7 @@ pub(crate) async fn create(
     State(parts): Parts,
     query: QueryMap,
     body: Body,
-) -> Result<StatusCode, Failure> {
+) -> Result<Deployed, Failure> {
     let spec = requested_spec(&parts, &query, body).await?;
     deploy(&parts, spec, IfAbsent::Create).await
 }
@@ -98,7 +98,7 @@ pub(crate) async fn update(
     State(parts): Parts,
     query: QueryMap,
     body: Body,
-) -> Result<StatusCode, Failure> {
+) -> Result<Deployed, Failure> {
     let spec = requested_spec(&parts, &query, body).await?;
     deploy(&parts, spec, IfAbsent::Refuse).await
 }
@@ -117,6 +117,28 @@ async fn requested_spec(
     deployment.into_spec(namespace).map_err(Failure::bad_request)
 }
 
+/// 202 without a body, and what the deployment says wrongly.
+type Deployed = (StatusCode, HeaderMap);
+
+/// One `Warning` for each label and annotation that makes no sense, as Kubernetes' API tells such
+/// things: bodies of these answers are empty for clients' sake.
+fn warnings(parts: &GatewayParts, spec: &FunctionSpec) -> HeaderMap {
+    let mistakes = parts.scaler.mistakes(spec).into_iter().chain(updraft_queue::mistakes(spec));
+    let mut headers = HeaderMap::new();
+    for mistake in mistakes {
+        let plain = |sign: char| match sign {
+            '"' | '\\' => '\'',
+            ' '..='~' => sign,
+            _ => '?',
+        };
+        let text: String = mistake.chars().map(plain).collect();
+        if let Ok(value) = HeaderValue::try_from(format!("299 updraft \"{text}\"")) {
+            headers.append(header::WARNING, value);
+        }
+    }
+    headers
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum IfAbsent {
     Create,
@@ -127,7 +149,7 @@ async fn deploy(
     parts: &GatewayParts,
     spec: FunctionSpec,
     if_absent: IfAbsent,
-) -> Result<StatusCode, Failure> {
+) -> Result<Deployed, Failure> {
     let engine = &*parts.engine;
     let id = spec.id.clone();
     for _ in 0..LOOKS {
@@ -148,7 +170,7 @@ async fn deploy(
         match engine.apply_if(spec.clone(), Wake::Keep, seen).await {
             Ok(_) => {
                 tracing::info!(function = %id, "deployed through the gateway");
-                return Ok(StatusCode::ACCEPTED);
+                return Ok((StatusCode::ACCEPTED, warnings(parts, &spec)));
             }
             Err(EngineError::Superseded(_)) => {}
             Err(error) => return Err(engine_failure(engine, error).await),

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::IntoResponse;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use tower::ServiceExt;
-use updraft_gateway::{Access, AuthProxyUrl, Authentication, routes};
+use updraft_gateway::{Access, AuthProxy, Authentication, ServiceUrl, routes};
 
 use crate::harness::{ADMIN, Gateway};
 
@@ -45,13 +45,20 @@ async fn without_authentication_everybody_is_the_administrator_but_no_web_page()
     assert_eq!(response.status(), 403);
 }
 
+/// What such a service was asked: method, headers and body.
+type Asked = Arc<Mutex<Vec<(Method, HeaderMap, String)>>>;
+
+fn proxy(url: ServiceUrl) -> Authentication {
+    Authentication::Proxy(AuthProxy { url, pass_body: false })
+}
+
 /// A service that knows who may come in, and what it was asked.
-async fn service() -> (AuthProxyUrl, Arc<Mutex<Vec<(Method, HeaderMap)>>>) {
+async fn service() -> (ServiceUrl, Asked) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
-    let answer = move |method: Method, headers: HeaderMap| {
+    let answer = move |method: Method, headers: HeaderMap, body: String| {
         let knows = headers.get("authorization").is_some_and(|value| value == "Bearer person");
-        seen.lock().unwrap().push((method, headers));
+        seen.lock().unwrap().push((method, headers, body));
         async move {
             if knows {
                 return StatusCode::OK.into_response();
@@ -70,15 +77,15 @@ async fn service() -> (AuthProxyUrl, Arc<Mutex<Vec<(Method, HeaderMap)>>>) {
 #[tokio::test]
 async fn a_service_of_the_operators_decides_who_comes_in() {
     let (url, asked) = service().await;
-    let gateway = Gateway::with(Authentication::Proxy(url)).await;
+    let gateway = Gateway::with(proxy(url)).await;
     let body = r#"{"service":"f","image":"i"}"#;
     let path = "/system/functions";
     gateway.call_as(Some("Bearer person"), "POST", path, body).await.succeeds(202);
     {
         let asked = asked.lock().unwrap();
-        let (method, headers) = &asked[0];
+        let (method, headers, body) = &asked[0];
         assert_eq!((asked.len(), method), (1, &Method::GET));
-        assert!(headers.get("content-length").is_none(), "the body is not sent along");
+        assert!(body.is_empty() && !headers.contains_key("content-length"), "not sent along");
     }
     // Every other answer goes back as it is; the password of the machine means nothing here.
     for credentials in [None, Some(ADMIN), Some("Bearer other")] {
@@ -93,11 +100,32 @@ async fn a_service_of_the_operators_decides_who_comes_in() {
 }
 
 #[tokio::test]
+async fn the_service_gets_the_body_too_where_that_is_wanted_and_so_does_the_route() {
+    let (url, asked) = service().await;
+    let gateway = Gateway::with(Authentication::Proxy(AuthProxy { url, pass_body: true })).await;
+    let body = r#"{"service":"f","image":"i"}"#;
+    let path = "/system/functions";
+    gateway.call_as(Some("Bearer other"), "POST", path, body).await.fails(302, "log in first");
+    gateway.call_as(Some("Bearer person"), "POST", path, body).await.succeeds(202);
+    let read = gateway.call_as(Some("Bearer person"), "GET", "/system/function/f", "").await;
+    assert_eq!(read.json()["image"], "i");
+    {
+        let asked = asked.lock().unwrap();
+        let bodies: Vec<&str> = asked.iter().map(|(_, _, body)| body.as_str()).collect();
+        assert_eq!(bodies, [body, body, ""]);
+        assert!(asked.iter().all(|(method, _, _)| method == Method::GET));
+    }
+    let long = "x".repeat((4 << 20) + 1);
+    gateway.call_as(Some("Bearer person"), "POST", path, long).await.fails_with(413, "4194304");
+    assert_eq!(asked.lock().unwrap().len(), 3, "nobody is asked about what is too long");
+}
+
+#[tokio::test]
 async fn a_service_that_cannot_be_asked_lets_nobody_in() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     drop(listener);
-    let gateway = Gateway::with(Authentication::Proxy(url.parse().unwrap())).await;
+    let gateway = Gateway::with(proxy(url.parse().unwrap())).await;
     let answer = gateway.call("GET", "/system/functions", "").await;
     answer.fails(502, "the authentication service could not be asked");
 }

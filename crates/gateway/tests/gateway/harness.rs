@@ -11,7 +11,9 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower::ServiceExt;
 use updraft_engine::Version;
-use updraft_gateway::{Authentication, GatewayParts, InvocationCounts, RequestMetrics, router};
+use updraft_gateway::{
+    Authentication, GatewayParts, InvocationCounts, RequestMetrics, ServiceUrl, router,
+};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::FunctionId;
 use updraft_queue::{CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, SigningKey};
@@ -80,6 +82,13 @@ impl Gateway {
     }
 
     pub(crate) async fn with(authentication: Authentication) -> Self {
+        Self::with_services(authentication, None).await
+    }
+
+    pub(crate) async fn with_services(
+        authentication: Authentication,
+        logs_provider: Option<ServiceUrl>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let password = folder.path().join("basic-auth-password");
         std::fs::write(&password, "password\n").unwrap();
@@ -115,6 +124,7 @@ impl Gateway {
             invocations: Arc::new(Busy),
             access: Access::open(store, &password).unwrap(),
             authentication,
+            logs_provider,
             requests: requests.clone(),
             version: Version { release: "0.1.0".to_owned(), sha: "0123abc".to_owned() },
             system_url: "http://system.localhost:8080".to_owned(),

@@ -59,8 +59,14 @@ async fn failures_have_their_own_statuses() {
 }
 
 #[tokio::test]
-async fn a_removal_may_name_the_namespace_in_the_body_only() {
+async fn a_change_and_a_removal_may_name_the_namespace_in_the_body_only() {
     let gateway = Gateway::new().await;
     gateway.call("POST", "/system/namespace/dev", "").await.succeeds(201);
+    let change = r#"{"name":"dev","annotations":{"team":"a"}}"#;
+    gateway.call("PUT", "/system/namespace/", change).await.succeeds(202);
+    let read = gateway.get("/system/namespace/dev").await.json();
+    assert_eq!(read["annotations"]["team"], "a");
+    gateway.call("PUT", "/system/namespace/", "{}").await.fails_with(400, "name: is required");
+    gateway.call("PUT", "/system/namespace/", r#"{"name":"gone"}"#).await.fails_with(404, "gone");
     gateway.call("DELETE", "/system/namespace/", r#"{"name":"dev"}"#).await.succeeds(202);
 }

@@ -226,6 +226,7 @@ async fn answers_are_as_described() {
         ("GET", "/system/namespace/{namespace}", "/system/namespace/dev", ""),
         ("GET", "/system/namespace/{namespace}", "/system/namespace/gone", ""),
         ("DELETE", "/system/namespace/{namespace}", "/system/namespace/dev", ""),
+        ("PUT", "/system/namespace/", "", r#"{"name":"dev"}"#),
         ("DELETE", "/system/namespace/", "", r#"{"name":"dev"}"#),
         ("POST", "/system/alert", "", alert),
         ("POST", "/system/alert", "", "[]"),

@@ -82,6 +82,9 @@ impl Run {
         };
         match pointed {
             Ok(()) => {
+                for mistake in (pipeline.options.mistakes)(&record.spec) {
+                    self.warn(format!("{function}: {mistake}"));
+                }
                 let function = function.clone();
                 self.journal.tell(&PushEventKind::Deployed { function, release, url });
                 Ok(Deployed::Done)

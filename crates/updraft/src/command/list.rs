@@ -17,9 +17,19 @@ pub(crate) async fn run(client: &Client, command: List, output: Output) -> Resul
     if functions.is_empty() {
         return output.line("no functions yet; `updraft new --lang python hello` starts one");
     }
-    let rows: Vec<_> = functions.iter().map(row).collect();
-    output.table(&["FUNCTION", "REPLICAS", "RELEASE", "COMMIT", "URL"], &rows)?;
+    if command.wide {
+        let rows: Vec<_> = functions.iter().map(wide_row).collect();
+        let heading =
+            ["FUNCTION", "REPLICAS", "MIN", "MAX", "LOAD", "STOPS AFTER", "LAST DECISION", "URL"];
+        output.table(&heading, &rows)?;
+    } else {
+        let rows: Vec<_> = functions.iter().map(row).collect();
+        output.table(&["FUNCTION", "REPLICAS", "RELEASE", "COMMIT", "URL"], &rows)?;
+    }
     for function in &functions {
+        for warning in &function.warnings {
+            output.line(&format!("{}: warning: {warning}", full_name(function)))?;
+        }
         if let Some(message) = &function.message {
             output.line(&output.tone(Tone::Bad, &format!("{}: {message}", full_name(function))))?;
         }
@@ -51,6 +61,27 @@ fn row(function: &wire::Function) -> Vec<String> {
         format!("{}/{}", function.available_replicas, function.replicas),
         release,
         commit.chars().take(7).collect(),
+        function.url.clone(),
+    ]
+}
+
+fn wide_row(function: &wire::Function) -> Vec<String> {
+    let none = || "-".to_owned();
+    let scaling = function.scaling.as_ref();
+    let number = |of: fn(&wire::Scaling) -> u32| scaling.map_or_else(none, |it| of(it).to_string());
+    let load = |target: &wire::Target| {
+        format!("{} {:.1} of {}", target.mode, target.measured, target.load)
+    };
+    let loads: Vec<_> = scaling.iter().flat_map(|scaling| &scaling.targets).map(load).collect();
+    let last = scaling.and_then(|scaling| scaling.last.as_ref());
+    vec![
+        full_name(function),
+        format!("{}/{}", function.available_replicas, function.replicas),
+        number(|scaling| scaling.min),
+        number(|scaling| scaling.max),
+        if loads.is_empty() { none() } else { loads.join(", ") },
+        scaling.and_then(|scaling| scaling.zero_after.clone()).unwrap_or_else(none),
+        last.map_or_else(none, |last| format!("{} at {}", last.text, last.at.strftime("%F %TZ"))),
         function.url.clone(),
     ]
 }
