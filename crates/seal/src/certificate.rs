@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rsa::{OaepPublicEncryptingKey, PublicEncryptingKey};
 use jiff::Timestamp;
 use thiserror::Error;
@@ -120,11 +119,6 @@ impl Certificate {
             return Err(CertificateError::Expired { expired: self.not_after });
         }
         Ok(())
-    }
-
-    /// The public key as `SubjectPublicKeyInfo`.
-    pub(crate) fn public_key_info(&self) -> Option<PublicKeyX509Der<'static>> {
-        self.key.as_der().ok()
     }
 
     pub(crate) fn encrypting_key(&self) -> Option<OaepPublicEncryptingKey> {

@@ -10,9 +10,12 @@
 //! in [`SecretBytes`], are wiped when dropped, and have no way into a log. Whether an owner may
 //! have a secret of that name is the caller's to judge.
 
+mod backup;
 mod bytes;
 mod certificate;
 mod document;
+mod edit;
+mod exchange;
 mod fingerprint;
 mod key;
 mod limits;
@@ -25,13 +28,17 @@ mod template;
 mod tree;
 mod unseal;
 mod value;
+mod write;
 
+pub use backup::{BackupError, BackupFrom, BackupTo, RestoreError, back_up, read_backup};
 pub use bytes::SecretBytes;
 pub use certificate::{Certificate, CertificateError};
 pub use document::{
     Document, Item, ItemFault, LegacyData, OtherDocument, ParseError, ParseErrorKind, Place,
     PlainSecret, SealedSecret, Template, parse_documents, parse_secrets,
 };
+pub use edit::{EditError, SealedFile};
+pub use exchange::{ImportError, export_keys, import_keys};
 pub use key::{KeyError, PrivateKey};
 pub use limits::Limits;
 pub use metrics::{ErrorReason, SealMetrics};

@@ -209,7 +209,7 @@ impl Run {
             Term::Float(number) => Ok(Value::Float(*number)),
             Term::Bool(truth) => Ok(Value::Bool(*truth)),
             Term::Nil => Ok(Value::Nothing),
-            Term::Inner(pipeline) => self.pipeline(pipeline, dot),
+            Term::Inner(pipeline, fields) => field(&self.pipeline(pipeline, dot)?, fields),
             Term::Name(name) => functions::call(name, Vec::new(), &mut self.budget),
         }
     }

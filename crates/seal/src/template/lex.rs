@@ -25,7 +25,8 @@ pub(super) enum Word {
     Int(i64),
     Float(f64),
     Open,
-    Close,
+    /// The end of a bracket, and fields of what it gives.
+    Close(Vec<String>),
     Pipe,
     Declare,
     Assign,
@@ -94,7 +95,10 @@ fn words(action: &str) -> Result<(Vec<Word>, usize, bool), String> {
         }
         let word = match char {
             '(' => one(&mut chars, Word::Open),
-            ')' => one(&mut chars, Word::Close),
+            ')' => {
+                chars.next();
+                Word::Close(fields(&mut chars)?)
+            }
             '|' => one(&mut chars, Word::Pipe),
             ',' => one(&mut chars, Word::Comma),
             '=' => one(&mut chars, Word::Assign),

@@ -42,7 +42,7 @@ pub(super) enum Term {
     Float(f64),
     Bool(bool),
     Nil,
-    Inner(Box<Pipeline>),
+    Inner(Box<Pipeline>, Vec<String>),
     /// A function without arguments.
     Name(String),
 }
@@ -244,7 +244,7 @@ impl Reader<'_> {
     fn term(&mut self) -> Result<Option<Term>, String> {
         let Some(word) = self.peek().cloned() else { return Ok(None) };
         let term = match word {
-            Word::Pipe | Word::Close => return Ok(None),
+            Word::Pipe | Word::Close(_) => return Ok(None),
             Word::Name(name) => match name.as_str() {
                 "true" => Term::Bool(true),
                 "false" => Term::Bool(false),
@@ -265,10 +265,10 @@ impl Reader<'_> {
                 }
                 let inner = self.pipeline()?;
                 self.depth -= 1;
-                if self.peek() != Some(&Word::Close) {
+                let Some(Word::Close(fields)) = self.peek() else {
                     return self.error("a bracket is not closed");
-                }
-                Term::Inner(Box::new(inner))
+                };
+                Term::Inner(Box::new(inner), fields.clone())
             }
             Word::Declare | Word::Assign | Word::Comma => {
                 return self.error("`:=`, `=` or `,` is not understood here");
