@@ -27,6 +27,32 @@ async fn a_new_function_is_pushed_called_and_removed_without_git() {
 }
 
 #[tokio::test]
+async fn what_a_stack_file_gets_wrong_in_scaling_and_schedules_is_told_by_push_and_list() {
+    let cloud = Cloud::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    cloud.run_ok(&["new", "--lang", "static", "--folder", path, "page"]);
+    let stack = folder.path().join("stack.yml");
+    let text = fs::read_to_string(&stack).unwrap().replace(
+        "handler: ./page\n",
+        "handler: ./page\n    labels:\n      com.openfaas.scale.type: happiness\n    \
+         annotations:\n      topic: cron-function\n      schedule: now and then\n",
+    );
+    assert!(text.contains("now and then"), "{text}");
+    fs::write(&stack, text).unwrap();
+    let pushed = cloud.run_ok(&["push", "--owner", "alice", "--repo", "pages", path]);
+    let listed = cloud.run_ok(&["list"]);
+    for (told, text) in [("push", &pushed), ("list", &listed)] {
+        for part in
+            ["warning: ", "`com.openfaas.scale.type` cannot be `happiness`", "`now and then`"]
+        {
+            assert!(text.contains(part), "{told} without {part}:\n{text}");
+        }
+    }
+    assert_eq!(cloud.get("alice.localhost", "/page").await.status, 200, "it runs all the same");
+}
+
+#[tokio::test]
 async fn a_failed_push_of_the_working_tree_exits_with_one() {
     let cloud = Cloud::start();
     let folder = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use updraft_tests::images::alpine;
+use updraft_tests::images::{Recipe, alpine};
 use updraft_tests::{Answer, Cloud, eventually};
 
 const IMAGE: &str = "functions/alpine:latest";
@@ -81,6 +81,13 @@ async fn metric(cloud: &Cloud, series: &str) -> Option<f64> {
     line.map(|value| value.trim().parse().expect("a number"))
 }
 
+/// The function as `updraft list --json` shows it.
+fn list(cloud: &Cloud, name: &str) -> Value {
+    let functions: Value = serde_json::from_str(&cloud.run_ok(&["list", "--json"])).expect("JSON");
+    let all = functions.as_array().expect("an array");
+    all.iter().find(|function| function["name"] == name).expect("it is listed").clone()
+}
+
 #[tokio::test]
 async fn ten_calls_a_second_bring_a_second_replica_and_their_end_takes_it_away() {
     let cloud = cloud("");
@@ -107,6 +114,74 @@ async fn ten_calls_a_second_bring_a_second_replica_and_their_end_takes_it_away()
         );
         assert_eq!(metric(&cloud, &series).await, Some(1.0), "{series}");
     }
+}
+
+/// A program that keeps a processor busy for a moment.
+const BUSY: &str = "#!/bin/sh\ni=0\nwhile [ $i -lt 60000 ]; do i=$((i + 1)); done\necho done\n";
+
+/// Processor time counts where the label says so, whatever the number of calls.
+#[tokio::test]
+async fn a_busy_processor_brings_a_second_replica_and_a_lazy_one_with_more_calls_does_not() {
+    let image = Recipe { scripts: &[("home/app/busy", BUSY)], ..alpine(&[IMAGE]) };
+    let cloud = Cloud::start_with_images(&[image], &[]);
+    let by_cpu = json!({
+        "com.openfaas.scale.type": "cpu", "com.openfaas.scale.target": "100",
+        "com.openfaas.scale.max": "2",
+    });
+    deploy(&cloud, "busy", "./busy", by_cpu.clone(), json!({})).await;
+    let lazy = json!({
+        "com.openfaas.scale.type": "cpu", "com.openfaas.scale.target": "4000",
+        "com.openfaas.scale.max": "2",
+    });
+    deploy(&cloud, "lazy", "cat", lazy, json!({})).await;
+    let up = replicas(&cloud, "busy", |replicas| replicas == 2);
+    under_load(&cloud, &["lazy", "lazy", "busy"], up).await;
+    assert_eq!(number(&cloud, "lazy", "replicas").await, 1);
+    let shown = list(&cloud, "busy");
+    assert_eq!(shown["scaling"]["targets"][0]["mode"], "cpu", "{shown}");
+    assert!(shown["scaling"]["targets"][0]["measured"].as_f64().unwrap() > 90.0, "{shown}");
+    replicas(&cloud, "busy", |replicas| replicas == 1).await;
+    let log = cloud.server_log();
+    assert!(log.contains("busy.openfaas-fn 1 => 2: cpu "), "{log}");
+}
+
+/// What waits in the queue counts, before any of it is under way.
+#[tokio::test]
+async fn calls_that_wait_in_the_queue_bring_replicas_and_their_end_takes_them_away() {
+    let cloud = cloud("");
+    let by_backlog = json!({
+        "com.openfaas.scale.type": "queue", "com.openfaas.scale.target": "4",
+        "com.openfaas.scale.target-proportion": "1", "com.openfaas.scale.max": "3",
+    });
+    let one_at_once = json!({"updraft.concurrency": "1"});
+    deploy(&cloud, "worker", "sleep 2", by_backlog, one_at_once).await;
+    for _ in 0..30 {
+        let answer = cloud.send("POST", "127.0.0.1", "/async-function/worker", &[], "job").await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+    }
+    replicas(&cloud, "worker", |replicas| replicas == 3).await;
+    let shown = list(&cloud, "worker");
+    assert_eq!(shown["scaling"]["max"], 3, "{shown}");
+    assert_eq!(shown["scaling"]["targets"][0]["mode"], "queue", "{shown}");
+    let last = shown["scaling"]["last"]["text"].as_str().unwrap();
+    assert!(last.contains("=> 3: queue ") && last.ends_with("at most 3"), "{shown}");
+    let wide = cloud.run_ok(&["list", "--wide"]);
+    for part in ["LAST DECISION", "worker", "queue ", " of 4", last] {
+        assert!(wide.contains(part), "{part} in\n{wide}");
+    }
+    let what = "the queue is empty and one replica is left";
+    eventually(what, 2 * SCALE_LIMIT, async || {
+        (number(&cloud, "worker", "replicas").await == 1).then_some(())
+    })
+    .await;
+    let done = r#"queue_worker_messages_processed_total"#;
+    let metrics = cloud.openfaas("GET", "/metrics", "").await.body;
+    let processed: f64 = metrics
+        .lines()
+        .filter(|line| line.starts_with(done))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum();
+    assert!(processed >= 30.0, "none was lost to the change: {processed}");
 }
 
 #[tokio::test]
