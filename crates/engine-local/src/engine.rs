@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
+use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,7 @@ use crate::exit;
 use crate::image::ImageSource;
 use crate::launch;
 use crate::logs;
+use crate::metrics::{self, EngineMetrics};
 use crate::namespaces::Namespaces;
 use crate::network::Network;
 use crate::options::{LocalEngineOptions, OpenError};
@@ -161,6 +163,8 @@ impl LocalEngine {
             boot,
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            images_ready: Mutex::default(),
+            metrics: EngineMetrics::default(),
             running: Mutex::default(),
             looked: logs::Looked::default(),
         });
@@ -185,6 +189,7 @@ impl LocalEngine {
                 controller::spawn(&engine.shared, id.clone(), Some(record), own, engine.publish());
             engine.lock().insert(id, handle);
         }
+        engine.shared.runtime.make_ahead();
         engine.shared.tasks.spawn(logs::keep(Arc::clone(&engine.shared)));
         engine.shared.tasks.spawn(strays::sweep(Arc::clone(&engine.shared)));
         tracing::info!(
@@ -198,6 +203,11 @@ impl LocalEngine {
             tracing::warn!(reason, "the local engine is degraded");
         }
         Ok(engine)
+    }
+
+    /// Adds the engine's own numbers to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        metrics::register(registry, &self.shared, &self.functions);
     }
 
     /// What was found on this machine.

@@ -14,6 +14,7 @@ use crate::exit::{Exit, Process, start_time};
 use crate::image::PreparedImage;
 use crate::logs;
 use crate::options::LocalEngineOptions;
+use crate::phases::Phases;
 use crate::record::ReplicaRecord;
 use crate::runtime::{Root, Run, Runtime};
 use crate::shared::Shared;
@@ -25,6 +26,8 @@ use crate::user::{self, User};
 pub(crate) struct Launched {
     pub(crate) process: Process,
     pub(crate) record: ReplicaRecord,
+    /// How long it took so far.
+    pub(crate) phases: Phases,
 }
 
 /// Starts a container for one replica. What it made by the time it fails is taken back.
@@ -42,15 +45,9 @@ pub(crate) async fn launch(
     let slot = shared.network.take().await?;
     let address = slot.address;
     let networked = begin.elapsed();
-    let launched = start(shared, replica, spec, revision, image, &slot).await;
-    if launched.is_ok() {
-        let started = begin.elapsed().saturating_sub(networked);
-        tracing::debug!(
-            %replica,
-            network_us = networked.as_micros(),
-            runtime_us = started.as_micros(),
-            "container started"
-        );
+    let mut launched = start(shared, replica, spec, revision, image, &slot).await;
+    if let Ok(launched) = &mut launched {
+        launched.phases.network = networked;
     } else {
         clear(shared, replica).await;
         shared.network.give_back(address);
@@ -66,6 +63,7 @@ async fn start(
     image: &PreparedImage,
     slot: &crate::network::Slot,
 ) -> Result<Launched, String> {
+    let begin = Instant::now();
     let options = &shared.options;
     let failed =
         |doing: &'static str| move |error: std::io::Error| format!("cannot {doing}: {error}");
@@ -126,11 +124,12 @@ async fn start(
     bundle::write(&folder, &contents).map_err(failed("write its bundle"))?;
     let output = logs::create(options, &spec.id, replica).map_err(failed("make its log file"))?;
     let run = Run { id: replica.as_str().to_owned(), bundle: folder.clone(), root, output };
-    let pid = shared.runtime.run(run).await.map_err(|error| error.to_string())?;
+    let mut phases = Phases { bundle: begin.elapsed(), ..Phases::default() };
+    let pid = shared.runtime.run(run, &mut phases).await.map_err(|error| error.to_string())?;
     let process = Process::open(pid).map_err(failed("follow its process"))?;
     record.process = start_time(pid).map(|started| (pid, started));
     record.save(&folder).map_err(failed("note the replica's process"))?;
-    Ok(Launched { process, record })
+    Ok(Launched { process, record, phases })
 }
 
 /// What the machine calls the user and the group of a replica's first process.
@@ -267,7 +266,7 @@ async fn try_in(
         .open(folder.join("output"))
         .map_err(failed)?;
     let run = Run { id: id.to_owned(), bundle: folder.to_owned(), root, output };
-    let pid = runtime.run(run).await.map_err(|error| error.to_string())?;
+    let pid = runtime.run(run, &mut Phases::default()).await.map_err(|error| error.to_string())?;
     let exit = match Process::open(pid) {
         Ok(process) => process.wait().await,
         // It has ended, and the runtime has waited for it.

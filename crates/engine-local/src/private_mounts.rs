@@ -1,9 +1,15 @@
 //! Work in a mount namespace of its own: what is mounted there is seen by the programs started
 //! there and vanishes with the last of them, so that no crash can leave a mount behind.
+//!
+//! Namespaces are made ahead, each by a thread that waits in it for one piece of work: copying the
+//! host's mounts and hiding one of them takes the kernel longer than all that is done there.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -12,6 +18,9 @@ use tokio::sync::oneshot;
 
 /// Where a hybrid cgroup layout has its second hierarchy; crun 1.8 refuses to work beside it.
 pub(crate) const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
+/// Namespaces kept ready.
+const SPARE: usize = 2;
 
 /// An empty folder that everybody may enter, on which each start mounts what its container is
 /// made of, seen by it alone. Below the engine's own folders a container's users could not go.
@@ -35,25 +44,103 @@ pub(crate) enum UnifiedCgroup {
     Hidden,
 }
 
-/// Runs `work` on a thread of its own inside a fresh copy of the mount namespace.
-///
-/// A namespace belongs to a thread, and the thread ends with the work: a thread of the async
-/// runtime is never moved.
-pub(crate) async fn in_private_mounts<T: Send + 'static>(
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Mount namespaces for one piece of work each.
+#[derive(Clone)]
+pub(crate) struct PrivateMounts {
     unified: UnifiedCgroup,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    on_own_thread("updraft-mounts", move || {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        // Mounts and unmounts of the host still arrive here, nothing of ours gets out.
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing)?;
-        if unified == UnifiedCgroup::Hidden {
-            umount2(UNIFIED, MntFlags::MNT_DETACH)?;
+    /// Threads that wait in a namespace; one whose sender is dropped ends.
+    spare: Arc<Mutex<VecDeque<mpsc::Sender<Work>>>>,
+}
+
+impl PrivateMounts {
+    pub(crate) fn new(unified: UnifiedCgroup) -> Self {
+        Self { unified, spare: Arc::default() }
+    }
+
+    /// Runs `work` on a thread of its own inside a fresh copy of the mount namespace.
+    ///
+    /// A namespace belongs to a thread, and the thread ends with the work: a thread of the async
+    /// runtime is never moved.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (done, result) = oneshot::channel();
+        // The receiver is gone when the caller gave up; then nobody wants the result.
+        let work: Work = Box::new(move || drop(done.send(work())));
+        let spare = self.lock().pop_front();
+        let place = match spare {
+            Some(place) => place,
+            None => self.make().await?,
+        };
+        place.send(work).map_err(|_| io::Error::other("the thread of a namespace has ended"))?;
+        let result = result.await;
+        // After the work, not beside it: whoever waits for it needs the processor more.
+        self.refill();
+        result.unwrap_or_else(|_| Err(io::Error::other("the worker thread panicked")))
+    }
+
+    /// Makes as many namespaces ahead as are kept ready, behind the caller's back.
+    pub(crate) fn refill(&self) {
+        if self.lock().len() >= SPARE {
+            return;
         }
-        work()
-    })
-    .await
+        let this = self.clone();
+        drop(tokio::spawn(async move {
+            while this.lock().len() < SPARE {
+                match this.make().await {
+                    Ok(place) => this.lock().push_back(place),
+                    Err(error) => {
+                        tracing::debug!(%error, "no mount namespace can be made ahead");
+                        return;
+                    }
+                }
+            }
+        }));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<mpsc::Sender<Work>>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A thread in a fresh namespace.
+    async fn make(&self) -> io::Result<mpsc::Sender<Work>> {
+        let (sender, work) = mpsc::channel::<Work>();
+        let (made, ready) = oneshot::channel();
+        let unified = self.unified;
+        thread::Builder::new().name("updraft-mounts".to_owned()).spawn(move || {
+            let entered = enter(unified);
+            let failed = entered.is_err();
+            if made.send(entered).is_err() || failed {
+                return;
+            }
+            if let Ok(work) = work.recv() {
+                work();
+            }
+        })?;
+        ready.await.unwrap_or_else(|_| Err(io::Error::other("the worker thread panicked")))?;
+        Ok(sender)
+    }
+}
+
+impl fmt::Debug for PrivateMounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrivateMounts").field("unified", &self.unified).finish_non_exhaustive()
+    }
+}
+
+/// Moves this thread into a mount namespace of its own.
+fn enter(unified: UnifiedCgroup) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // Mounts and unmounts of the host still arrive here, nothing of ours gets out.
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing)?;
+    if unified == UnifiedCgroup::Hidden {
+        umount2(UNIFIED, MntFlags::MNT_DETACH)?;
+    }
+    Ok(())
 }
 
 /// Runs `work` on a fresh thread that ends after it.
@@ -67,4 +154,55 @@ pub(crate) async fn on_own_thread<T: Send + 'static>(
         drop(done.send(work()));
     })?;
     result.await.unwrap_or_else(|_| Err(io::Error::other("the worker thread panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    fn is_mounted(path: &Path) -> bool {
+        let list = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        list.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+    }
+
+    #[tokio::test]
+    async fn what_is_mounted_in_one_is_seen_by_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let mounts = PrivateMounts::new(UnifiedCgroup::Shown);
+        let place: PathBuf = folder.path().canonicalize().unwrap();
+        for _ in 0..4 {
+            let target = place.clone();
+            let seen = mounts.run(move || {
+                assert!(!is_mounted(&target), "an earlier piece of work left it");
+                let nothing = None::<&str>;
+                mount(Some("tmpfs"), &target, Some("tmpfs"), MsFlags::empty(), nothing)?;
+                Ok(is_mounted(&target))
+            });
+            assert!(seen.await.unwrap());
+            assert!(!is_mounted(&place));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_host_mounts_later_arrives_in_a_namespace_made_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let place: PathBuf = folder.path().canonicalize().unwrap();
+        let mounts = PrivateMounts::new(UnifiedCgroup::Shown);
+        // As a host has it: shared with whoever copies it later.
+        let nothing = None::<&str>;
+        mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        mount(nothing, &place, nothing, MsFlags::MS_SHARED, nothing).unwrap();
+        let ahead = mounts.make().await.unwrap();
+        mounts.lock().push_back(ahead);
+        let later = place.join("later");
+        fs::create_dir(&later).unwrap();
+        mount(Some("tmpfs"), &later, Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        let target = later.clone();
+        let seen = mounts.run(move || Ok(is_mounted(&target))).await;
+        umount2(&later, MntFlags::MNT_DETACH).unwrap();
+        umount2(&place, MntFlags::MNT_DETACH).unwrap();
+        assert!(seen.unwrap());
+    }
 }

@@ -17,6 +17,8 @@ use updraft_model::{Digest, FunctionSpec};
 use crate::exit::{Exit, Process};
 use crate::launch::{self, Launched};
 use crate::logs;
+use crate::metrics::Cause;
+use crate::phases::Phases;
 use crate::probe::{Asked, NotReady, PORT, Probes};
 use crate::record::ReplicaRecord;
 use crate::shared::{Running, Shared};
@@ -136,7 +138,9 @@ pub(crate) fn adopt(
     let shared = Arc::clone(shared);
     let task = Task { shared, id, spec, revision, load, reports, retire: retired };
     let tasks = task.shared.tasks.clone();
-    tasks.spawn(async move { task.live(Launched { process, record }).await });
+    tasks.spawn(
+        async move { task.live(Launched { process, record, phases: Phases::default() }).await },
+    );
     replica
 }
 
@@ -156,6 +160,7 @@ impl Task {
             Ok(None) => self.report(Report::Gone(None)),
             Err(reason) => {
                 self.leave();
+                self.shared.metrics.ended(Cause::NotStarted);
                 let log_tail = self.log_tail().await;
                 self.report(Report::Gone(Some(Failure::new(reason, log_tail))));
             }
@@ -168,11 +173,18 @@ impl Task {
         let credentials = self.shared.secrets.pull_credentials(&self.spec);
         let credentials = credentials.map_err(|error| error.to_string())?;
         let images = &self.shared.images;
-        let image = tokio::select! {
-            image = images.prepare(&self.spec.image, pinned.as_ref(), credentials.as_ref()) => {
-                image?
-            }
-            () = self.shared.closing.cancelled() => return Ok(None),
+        let known = pinned.and_then(|id| self.shared.prepared(&id));
+        let image = if let Some(known) = known {
+            known
+        } else {
+            let image = tokio::select! {
+                image = images.prepare(&self.spec.image, pinned.as_ref(), credentials.as_ref()) => {
+                    image?
+                }
+                () = self.shared.closing.cancelled() => return Ok(None),
+            };
+            self.shared.keep_prepared(&image);
+            image
         };
         let prepared = begin.elapsed();
         self.report(Report::Image(self.revision, image.id));
@@ -185,13 +197,17 @@ impl Task {
             return Ok(None);
         }
         self.enter();
-        tracing::debug!(replica = %self.id, image_us = prepared.as_micros(), "image is ready");
-        launch::launch(&self.shared, &self.id, &self.spec, self.revision, &image).await.map(Some)
+        let launched =
+            launch::launch(&self.shared, &self.id, &self.spec, self.revision, &image).await;
+        let mut launched = launched?;
+        launched.phases.image = prepared;
+        Ok(Some(launched))
     }
 
     /// Walks a running container to its end, or leaves it alone when Updraft stops.
     async fn live(mut self, launched: Launched) {
-        let Launched { process, mut record } = launched;
+        let Launched { process, mut record, mut phases } = launched;
+        let is_new = !record.ready;
         self.enter();
         if !self.spec.secrets.is_empty() {
             // One of an earlier run has its copies, and nobody who knows of them.
@@ -247,12 +263,14 @@ impl Task {
                     "replica was not ready within {limit}: {}",
                     probes.ready.explain(&last_seen.borrow())
                 );
+                self.shared.metrics.ended(Cause::NotReady);
                 let told = Failure::new(reason, self.log_tail().await);
                 self.report(Report::TooLate(told.clone()));
                 failure = Some(told);
             }
             if let Some(reason) = sickness {
                 let reason = format!("replica hangs and is replaced: {reason}");
+                self.shared.metrics.ended(Cause::Unhealthy);
                 let told = Failure::new(reason, self.log_tail().await);
                 self.report(Report::Unhealthy(told.clone()));
                 failure = Some(told);
@@ -260,9 +278,11 @@ impl Task {
             life = next;
             match effect {
                 Some(Effect::Publish) => {
-                    tracing::debug!(
-                        replica = %self.id, probe_us = begin.elapsed().as_micros(), "replica is ready"
-                    );
+                    phases.ready = begin.elapsed();
+                    tracing::debug!(replica = %self.id, ?phases, "replica is ready");
+                    if is_new {
+                        self.shared.metrics.started(&phases);
+                    }
                     let endpoint =
                         Endpoint { replica: self.id.clone(), address, load: Arc::clone(&load) };
                     self.report(Report::Ready(Arc::new(endpoint)));
@@ -341,6 +361,12 @@ impl Task {
         } else {
             format!("replica {exit}")
         };
+        self.shared.metrics.ended(match exit {
+            _ if out_of_memory => Cause::Memory,
+            Exit::Code(_) => Cause::Code,
+            Exit::Signal(_) => Cause::Signal,
+            Exit::Unknown => Cause::Unknown,
+        });
         Failure { reason, log_tail: self.log_tail().await, exit, out_of_memory }
     }
 

@@ -6,9 +6,9 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,7 +17,8 @@ use updraft_idmap::IdMap;
 
 use crate::cgroup::{Cgroups, Layout};
 use crate::options::{LocalEngineOptions, OpenError, RuntimeChoice};
-use crate::private_mounts::{STAGE, UnifiedCgroup, in_private_mounts};
+use crate::phases::Phases;
+use crate::private_mounts::{PrivateMounts, STAGE, UnifiedCgroup};
 use crate::strays;
 use crate::tenants::IdRange;
 
@@ -59,7 +60,7 @@ pub(crate) struct Runtime {
     /// What it says of itself, for instance `crun version 1.8.1`.
     pub(crate) version: String,
     folder: PathBuf,
-    unified: UnifiedCgroup,
+    mounts: PrivateMounts,
     pub(crate) cgroups: Cgroups,
 }
 
@@ -195,13 +196,19 @@ impl Runtime {
                     continue;
                 }
             };
-            let runtime = Self { name, version, folder, unified, cgroups: cgroups.clone() };
+            let mounts = PrivateMounts::new(unified);
+            let runtime = Self { name, version, folder, mounts, cgroups: cgroups.clone() };
             match works(&runtime, options).await {
                 Ok(()) => return Ok((runtime, refused)),
                 Err(reason) => refused.push(format!("{name}: {reason}")),
             }
         }
         Err(OpenError::Runtime(refused.join("; ")))
+    }
+
+    /// Prepares what the next starts need; for a runtime that will make some.
+    pub(crate) fn make_ahead(&self) {
+        self.mounts.refill();
     }
 
     /// The program's name.
@@ -223,7 +230,9 @@ impl Runtime {
     }
 
     /// Starts a container and returns its first process, which is then nobody's child but ours.
-    pub(crate) async fn run(&self, run: Run) -> Result<i32, RuntimeError> {
+    /// Notes how long that took.
+    pub(crate) async fn run(&self, run: Run, phases: &mut Phases) -> Result<i32, RuntimeError> {
+        let begin = Instant::now();
         let pid_file = run.bundle.join("pid");
         let log = run.bundle.join("runtime.log");
         let mut command = self.command();
@@ -241,7 +250,16 @@ impl Runtime {
             .stdout(run.output)
             .stderr(errors);
         let root = run.root;
-        let status = self.call(command, move || root.mount()).await?;
+        let mounted = Arc::new(OnceLock::new());
+        let told = Arc::clone(&mounted);
+        let status = self.call(command, move || {
+            root.mount()?;
+            let _ = told.set(begin.elapsed());
+            Ok(())
+        });
+        let status = status.await?;
+        phases.mount = mounted.get().copied().unwrap_or_default();
+        phases.runtime = begin.elapsed().saturating_sub(phases.mount);
         if !status {
             let reason = complaint(&log).unwrap_or_else(|| "it gave no reason".to_owned());
             return Err(RuntimeError::Failed { program: self.name, reason });
@@ -288,7 +306,7 @@ impl Runtime {
     ) -> Result<bool, RuntimeError> {
         let pid = Arc::new(AtomicI32::new(0));
         let started = Arc::clone(&pid);
-        let work = in_private_mounts(self.unified, move || {
+        let work = self.mounts.run(move || {
             prepare().map_err(|error| {
                 io::Error::new(error.kind(), format!("the root could not be mounted: {error}"))
             })?;

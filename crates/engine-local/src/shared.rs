@@ -9,17 +9,21 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{ReplicaId, Usage};
-use updraft_model::FunctionId;
+use updraft_model::{Digest, FunctionId};
 
-use crate::image::ImageSource;
+use crate::image::{ImageSource, PreparedImage};
 use crate::launch;
 use crate::logs::Looked;
+use crate::metrics::EngineMetrics;
 use crate::network::Network;
 use crate::options::LocalEngineOptions;
 use crate::record::RecordStore;
 use crate::runtime::Runtime;
 use crate::secrets::SecretStore;
 use crate::tenants::Tenants;
+
+/// Most images remembered; one that is forgotten is looked for again.
+const IMAGES_KNOWN: usize = 1_000;
 
 /// The parts of an open engine.
 pub(crate) struct Shared {
@@ -48,6 +52,9 @@ pub(crate) struct Shared {
     pub(crate) closing: CancellationToken,
     /// Every task of this engine, waited for at the end.
     pub(crate) tasks: TaskTracker,
+    /// Images that a replica was started from, so that the next start need not look for it.
+    pub(crate) images_ready: Mutex<BTreeMap<Digest, PreparedImage>>,
+    pub(crate) metrics: EngineMetrics,
     /// Replicas whose containers exist or are being made.
     pub(crate) running: Mutex<BTreeMap<ReplicaId, Running>>,
     /// How far the log files of running replicas have come.
@@ -85,6 +92,26 @@ impl Shared {
             memory_bytes: total.memory_bytes + one.memory_bytes,
             replicas: total.replicas + 1,
         }))
+    }
+
+    /// The image of this id, when its files still are where a start found them. Whoever takes an
+    /// image off the machine removes the folder as well.
+    pub(crate) fn prepared(&self, id: &Digest) -> Option<PreparedImage> {
+        let mut ready = self.images_ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = ready.get(id)?.clone();
+        if is_mount_point(&image.root) {
+            return Some(image);
+        }
+        ready.remove(id);
+        None
+    }
+
+    pub(crate) fn keep_prepared(&self, image: &PreparedImage) {
+        let mut ready = self.images_ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if ready.len() >= IMAGES_KNOWN {
+            ready.pop_first();
+        }
+        ready.insert(image.id, image.clone());
     }
 
     pub(crate) fn is_running(&self, replica: &str) -> bool {

@@ -219,6 +219,7 @@ impl Cloud {
         invoker.register_metrics(&mut metrics);
         scaler.register_metrics(&mut metrics);
         queue.register_metrics(&mut metrics);
+        engine.register_metrics(&mut metrics);
         requests.register(&mut metrics);
         let metrics = Arc::new(metrics);
         let gateway = updraft_gateway::router(GatewayParts {

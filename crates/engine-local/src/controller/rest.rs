@@ -22,6 +22,7 @@ use super::plan::Standing;
 use super::{Command, Controller};
 use crate::cgroup::Cgroups;
 use crate::launch;
+use crate::metrics::EngineMetrics;
 use crate::replica::Adopted;
 
 /// How long the kernel may take to freeze: a process in an uninterruptible wait holds it up.
@@ -111,13 +112,14 @@ impl Sleep {
     }
 
     /// Puts the memory of the replicas out to swap. Takes as long as the disk takes.
-    fn reclaim(&self) {
+    fn reclaim(&self, metrics: &EngineMetrics) {
         for sleeper in &self.replicas {
             if self.is_over() {
                 return;
             }
             match self.cgroups.reclaim(&sleeper.group) {
                 Ok(bytes) => {
+                    metrics.reclaimed(bytes);
                     tracing::debug!(replica = %sleeper.id, bytes, "memory of a frozen replica reclaimed");
                 }
                 Err(error) => {
@@ -192,6 +194,7 @@ impl Controller {
         self.tell();
         if self.freeze_groups(&sleep, inbox).await {
             tracing::debug!(function = %self.id, "frozen");
+            self.shared.metrics.frozen();
             return Ok(true);
         }
         self.thaw();
@@ -285,12 +288,14 @@ impl Controller {
         if let Rest::Frozen(sleep) = &self.rest {
             sleep.end();
             self.note_end_of_rest();
+            self.shared.metrics.thawed(false);
         }
     }
 
     /// Takes note of a rest that a request has ended, and tells it.
     pub(super) fn settle(&mut self) {
         if self.note_end_of_rest() {
+            self.shared.metrics.thawed(true);
             self.tell();
         }
     }
@@ -327,8 +332,8 @@ impl Controller {
         if let Phase::Asleep { reclaimed } = &mut *sleep.phase() {
             *reclaimed = true;
         }
-        let sleep = Arc::clone(sleep);
-        self.shared.tasks.spawn_blocking(move || sleep.reclaim());
+        let (sleep, metrics) = (Arc::clone(sleep), self.shared.metrics.clone());
+        self.shared.tasks.spawn_blocking(move || sleep.reclaim(&metrics));
     }
 
     /// What an earlier run left frozen rests on when that is all there is to the function;
