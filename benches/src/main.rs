@@ -3,6 +3,7 @@
 //!
 //! Nothing here is a test: numbers depend on the machine, ratios are what counts.
 
+mod engine;
 mod load;
 mod measure;
 mod nginx;
@@ -36,6 +37,10 @@ enum Measurement {
     Cold,
     /// From a frozen replica to the first byte.
     Thaw,
+    /// A thousand functions that sleep, and two hundred that are frozen.
+    Asleep,
+    /// Processor shares, and a neighbour of a function that behaves badly.
+    Neighbours,
     /// What edge and invoke add to a warm call.
     Overhead,
     /// Requests per second beside nginx in front of the same replica.
@@ -72,10 +77,18 @@ async fn measure_all() -> Result<()> {
         measure::push(&mut report, 20 / scale).await?;
     }
     if wanted(Measurement::Cold) {
-        measure::cold_start(&mut report, 100 / scale).await?;
+        engine::cold_start(&mut report, 200 / scale).await?;
     }
     if wanted(Measurement::Thaw) {
-        measure::thaw(&mut report, 400 / scale).await?;
+        engine::thaw(&mut report, 400 / scale).await?;
+    }
+    if wanted(Measurement::Asleep) {
+        engine::asleep(&mut report, 1000 / scale).await?;
+        engine::frozen(&mut report, 200 / scale).await?;
+    }
+    if wanted(Measurement::Neighbours) {
+        engine::shares(&mut report).await?;
+        engine::neighbour(&mut report, Duration::from_secs(20 / scale as u64)).await?;
     }
     if wanted(Measurement::Overhead) {
         measure::overhead(&mut report, scale).await?;

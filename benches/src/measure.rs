@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use updraft_engine::Engine;
-use updraft_tests::{Cloud, DataPlane, Repository, eventually, fixture};
+use updraft_tests::{Cloud, Repository, eventually, fixture};
 
 use crate::load::{Client, Target, paced, requests_per_second};
 use crate::nginx::Nginx;
@@ -15,7 +14,7 @@ use crate::report::{Report, millis, percentile};
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// A cloud with one function, `bench-page`, whose replica is the watchdog itself.
-fn cloud_with_page() -> (Cloud, Repository, String) {
+pub(crate) fn cloud_with_page() -> (Cloud, Repository, String) {
     // What is measured is one replica, some of the time past the server.
     let cloud = Cloud::start_configured("[scaler]\nfollow_load = false\nfreeze_after = \"0\"");
     let token = cloud.token("bench");
@@ -51,58 +50,6 @@ pub(crate) async fn push(report: &mut Report, pushes: usize) -> Result<()> {
         format!("p50 {}, p95 {}", millis(p50), millis(p95)),
         "p50 ≤ 2 s, aim 1 s",
         Some(p50 <= Duration::from_secs(2)),
-    );
-    Ok(())
-}
-
-/// From nothing running to the whole first answer, through the edge.
-pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()> {
-    let (cloud, _repository, _) = cloud_with_page();
-    let mut samples = Vec::new();
-    for _ in 0..trials {
-        scale(&cloud, 0).await;
-        eventually("the replica has gone", Duration::from_secs(20), async || {
-            let status = cloud.openfaas("GET", "/system/function/bench-page", "").await.json();
-            status["availableReplicas"].is_null().then_some(())
-        })
-        .await;
-        let start = Instant::now();
-        let answer = cloud.get("bench.localhost", "/page").await;
-        anyhow::ensure!(answer.status == 200, "cold start: {} {}", answer.status, answer.body);
-        samples.push(start.elapsed());
-    }
-    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
-    report.row(
-        &format!("cold start, static binary, {trials} trials"),
-        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
-        "p50 ≤ 60 ms, aim 12 ms",
-        Some(p50 <= 60 * MILLISECOND),
-    );
-    Ok(())
-}
-
-/// From a frozen replica to the whole first answer, through the data plane.
-pub(crate) async fn thaw(report: &mut Report, trials: usize) -> Result<()> {
-    let plane = DataPlane::start().await;
-    let id = plane.deploy("bench-thaw", 1).await;
-    let mut samples = Vec::new();
-    for _ in 0..trials {
-        eventually("the function is frozen", Duration::from_secs(10), async || {
-            plane.engine.freeze(&id).await.ok()?.then_some(())
-        })
-        .await;
-        let start = Instant::now();
-        let answer = plane.call(&id).await;
-        anyhow::ensure!(answer.status == 200, "thaw: {} {}", answer.status, answer.body);
-        samples.push(start.elapsed());
-    }
-    plane.stop().await;
-    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
-    report.row(
-        &format!("thaw to the first answer, {trials} trials"),
-        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
-        "p50 ≤ 0.5 ms, p99 ≤ 3 ms",
-        Some(p50 <= MILLISECOND / 2 && p99 <= 3 * MILLISECOND),
     );
     Ok(())
 }
@@ -234,13 +181,7 @@ fn open_files(pid: u32) -> Result<usize> {
     soft.and_then(|soft| soft.parse().ok()).context("unreadable limits")
 }
 
-async fn scale(cloud: &Cloud, replicas: u32) {
-    let body = format!("{{\"serviceName\":\"bench-page\",\"replicas\":{replicas}}}");
-    let answer = cloud.openfaas("POST", "/system/scale-function/bench-page", &body).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-}
-
-fn edge_target(cloud: &Cloud) -> Target {
+pub(crate) fn edge_target(cloud: &Cloud) -> Target {
     Target {
         address: cloud.address(),
         host: format!("bench.localhost:{}", cloud.address().port()),
@@ -267,7 +208,7 @@ pub(crate) fn cpu_ticks(pid: u32) -> Result<u64> {
     Ok(user.context("no user time")? + system.context("no system time")?)
 }
 
-fn resident_mib(pid: u32) -> Result<f64> {
+pub(crate) fn resident_mib(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: f64 =

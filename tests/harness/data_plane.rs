@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::Request;
 use updraft_engine::{Engine, Wake};
-use updraft_engine_local::{LocalEngine, LocalEngineOptions};
+use updraft_engine_local::{LocalEngine, LocalEngineOptions, RuntimeChoice};
 use updraft_images::testing::{TEST_HTTP, TestStore};
 use updraft_invoke::{Caller, InvokeOptions, Invoker, RequestBody, Scheme};
 use updraft_model::{FunctionId, FunctionSpec};
@@ -38,6 +38,27 @@ impl DataPlane {
     /// # Panics
     /// When the machine does not let it.
     pub async fn start() -> Self {
+        Self::start_with(RuntimeChoice::Detect).await
+    }
+
+    /// The same with a connection of its own for each request.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub async fn start_without_kept_connections() -> Self {
+        let options = InvokeOptions { idle_connections: 0, ..InvokeOptions::new("test") };
+        Self::assemble(RuntimeChoice::Detect, options).await
+    }
+
+    /// The same with a runtime of one's choice.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub async fn start_with(runtime: RuntimeChoice) -> Self {
+        Self::assemble(runtime, InvokeOptions::new("test")).await
+    }
+
+    async fn assemble(runtime: RuntimeChoice, invoke: InvokeOptions) -> Self {
         crate::sweep_leftovers();
         let (images, _) = TestStore::with_test_image().await;
         let folder = sweep::new_folder();
@@ -50,12 +71,13 @@ impl DataPlane {
         fs::write(data.join("instance"), &instance).expect("the instance can be noted");
         let run = Path::new("/run").join(format!("updraft-{instance}"));
         let options = LocalEngineOptions {
+            runtime,
             stop_grace: Duration::from_millis(100),
             ..LocalEngineOptions::new(instance, &data, &run)
         };
         let engine = LocalEngine::open(options.clone(), Arc::new(images.store()));
         let engine = Arc::new(engine.await.expect("the engine opens"));
-        let invoker = Invoker::new(Arc::clone(&engine) as _, InvokeOptions::new("test"));
+        let invoker = Invoker::new(Arc::clone(&engine) as _, invoke);
         Self { engine, invoker, options, folder, images }
     }
 

@@ -1,0 +1,333 @@
+//! The engine's measurements: from nothing and from frozen to the first byte, and what many
+//! functions cost that do nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use updraft_engine::Engine;
+use updraft_engine_local::RuntimeChoice;
+use updraft_tests::{Cloud, DataPlane, Repository, eventually};
+
+use crate::load::paced;
+use crate::measure::{cloud_with_page, cpu_ticks, edge_target, resident_mib};
+use crate::report::{Report, millis, percentile};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// A cloud that neither scales nor freezes what is measured.
+const CALM: &str = "[scaler]\nfollow_load = false\nfreeze_after = \"0\"";
+
+/// From nothing running to the whole first answer.
+pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()> {
+    let (cloud, _repository, _) = cloud_with_page();
+    let mut samples = cold_samples(&cloud, "bench-page", "/page", trials).await?;
+    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
+    report.row(
+        &format!("cold start, static binary, {trials} trials"),
+        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
+        "p50 ≤ 12 ms, p99 ≤ 40 ms",
+        Some(p50 <= 12 * MILLISECOND && p99 <= 40 * MILLISECOND),
+    );
+    let text = cloud.openfaas("GET", "/metrics", "").await.body;
+    report.row("  its steps, mean", steps(&text), "", None);
+    drop(cloud);
+
+    let plane = DataPlane::start_with(RuntimeChoice::Runc).await;
+    let id = plane.deploy("bench-runc", 1).await;
+    let mut samples = Vec::new();
+    for _ in 0..trials / 4 {
+        plane.engine.scale(&id, 0).await?;
+        eventually("the replica has gone", Duration::from_secs(20), async || {
+            plane.engine.replicas(&id).await.ok()?.is_empty().then_some(())
+        })
+        .await;
+        let start = Instant::now();
+        let answer = plane.call(&id).await;
+        anyhow::ensure!(answer.status == 200, "cold start: {} {}", answer.status, answer.body);
+        samples.push(start.elapsed());
+    }
+    plane.stop().await;
+    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
+    report.row(
+        &format!("cold start with runc, static binary, {} trials", trials / 4),
+        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
+        "p50 ≤ 30 ms",
+        Some(p50 <= 30 * MILLISECOND),
+    );
+
+    let cloud = Cloud::start_with_base_images(&["debian", "python", "node"]);
+    let token = cloud.token("bench");
+    let repository = Repository::new();
+    repository.copy_example("four-languages").commit("Four languages");
+    repository.push(&cloud.git_url("bench", &token, "four")).expect_success();
+    let stack = fs::read_to_string(repository.path().join("stack.yml"))?;
+    let lines = stack.lines().zip(stack.lines().skip(1));
+    let name = lines
+        .filter(|(_, language)| language.trim() == "lang: python")
+        .find_map(|(name, _)| name.trim().strip_suffix(':'))
+        .context("the example has no function in Python")?;
+    let (visible, path) = (format!("bench-{name}"), format!("/{name}"));
+    let mut samples = cold_samples(&cloud, &visible, &path, trials / 4).await?;
+    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
+    report.row(
+        &format!("cold start, Python template, {} trials", trials / 4),
+        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
+        "p50 ≤ 120 ms",
+        Some(p50 <= 120 * MILLISECOND),
+    );
+    Ok(())
+}
+
+async fn cold_samples(
+    cloud: &Cloud,
+    visible: &str,
+    path: &str,
+    trials: usize,
+) -> Result<Vec<Duration>> {
+    let mut samples = Vec::new();
+    for _ in 0..trials {
+        let body = format!("{{\"serviceName\":\"{visible}\",\"replicas\":0}}");
+        let route = format!("/system/scale-function/{visible}");
+        let answer = cloud.openfaas("POST", &route, &body).await;
+        anyhow::ensure!(answer.status == 202, "{}", answer.body);
+        eventually("the replica has gone", Duration::from_secs(20), async || {
+            let path = format!("/system/function/{visible}");
+            let status = cloud.openfaas("GET", &path, "").await.json();
+            status["availableReplicas"].is_null().then_some(())
+        })
+        .await;
+        let start = Instant::now();
+        let answer = cloud.get("bench.localhost", path).await;
+        anyhow::ensure!(answer.status == 200, "cold start: {} {}", answer.status, answer.body);
+        samples.push(start.elapsed());
+    }
+    Ok(samples)
+}
+
+/// The mean of each step of a start, from the server's own numbers.
+fn steps(metrics: &str) -> String {
+    let values = |suffix: &str| -> BTreeMap<&str, f64> {
+        let start = format!("updraft_engine_start_seconds_{suffix}{{phase=\"");
+        let lines = metrics.lines().filter_map(|line| line.strip_prefix(start.as_str()));
+        lines
+            .filter_map(|line| line.split_once("\"} "))
+            .filter_map(|(phase, value)| Some((phase, value.parse().ok()?)))
+            .collect()
+    };
+    let (sums, counts) = (values("sum"), values("count"));
+    let mean = |phase: &&str| {
+        let count = counts.get(phase).copied().unwrap_or(0.0).max(1.0);
+        format!("{phase} {:.2} ms", sums.get(phase).copied().unwrap_or(0.0) / count * 1000.0)
+    };
+    let order = ["image", "netns", "bundle", "mount", "runtime", "ready"];
+    order.iter().map(mean).collect::<Vec<_>>().join(", ")
+}
+
+/// From a frozen replica to the whole first answer, through the data plane. As in real life the
+/// connections to it were closed long before it was frozen.
+pub(crate) async fn thaw(report: &mut Report, trials: usize) -> Result<()> {
+    let plane = DataPlane::start_without_kept_connections().await;
+    let id = plane.deploy("bench-thaw", 1).await;
+    let mut samples = Vec::new();
+    for _ in 0..trials {
+        eventually("the function is frozen", Duration::from_secs(10), async || {
+            plane.engine.freeze(&id).await.ok()?.then_some(())
+        })
+        .await;
+        let start = Instant::now();
+        let answer = plane.call(&id).await;
+        anyhow::ensure!(answer.status == 200, "thaw: {} {}", answer.status, answer.body);
+        samples.push(start.elapsed());
+    }
+    plane.stop().await;
+    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
+    report.row(
+        &format!("thaw to the first answer, {trials} trials"),
+        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
+        "p50 ≤ 0.5 ms, p99 ≤ 3 ms",
+        Some(p50 <= MILLISECOND / 2 && p99 <= 3 * MILLISECOND),
+    );
+    Ok(())
+}
+
+/// What functions cost that are deployed and sleep.
+pub(crate) async fn asleep(report: &mut Report, count: usize) -> Result<()> {
+    let (mut cloud, _repository, _) = cloud_with_page();
+    let body = "{\"serviceName\":\"bench-page\",\"replicas\":0}";
+    cloud.openfaas("POST", "/system/scale-function/bench-page", body).await;
+    let records = cloud.data_dir().join("engine/functions/openfaas-fn");
+    let path = records.join("bench-page.json");
+    let record =
+        eventually("the record says that it sleeps", Duration::from_secs(10), async || {
+            let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+            (record["replicas"] == 0).then_some(record)
+        })
+        .await;
+    let resident = async |cloud: &mut Cloud| {
+        cloud.signal(Signal::TERM);
+        cloud.resume();
+        // What the first calls build up is not the functions'.
+        for _ in 0..20 {
+            cloud.openfaas("GET", "/system/functions", "").await;
+        }
+        resident_mib(cloud.pid())
+    };
+    let before = resident(&mut cloud).await?;
+    for number in 0..count {
+        let mut record = record.clone();
+        let name = format!("bench-sleeper-{number}");
+        record["serving"]["spec"]["id"]["name"] = name.clone().into();
+        fs::write(records.join(format!("{name}.json")), record.to_string())?;
+    }
+    let after = resident(&mut cloud).await?;
+    let each = (after - before) * 1024.0 / count as f64;
+    let mut samples = Vec::new();
+    for _ in 0..20 {
+        let start = Instant::now();
+        let answer = cloud.openfaas("GET", "/system/functions", "").await;
+        samples.push(start.elapsed());
+        let listed = answer.json().as_array().map_or(0, Vec::len);
+        anyhow::ensure!(listed == count + 1, "{listed} functions are listed");
+    }
+    let list = percentile(&mut samples, 50);
+    let ticks = cpu_ticks(cloud.pid())?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let percent = (cpu_ticks(cloud.pid())? - ticks) as f64 / 5.0;
+    report.row(
+        &format!("{count} functions asleep"),
+        format!("list {}, {each:.1} KiB each, {percent:.2} % of a core", millis(list)),
+        "list ≤ 50 ms, ≤ 20 KB each",
+        Some(list <= 50 * MILLISECOND && each <= 20.0),
+    );
+    Ok(())
+}
+
+/// What functions cost that are frozen.
+pub(crate) async fn frozen(report: &mut Report, count: usize) -> Result<()> {
+    let plane = DataPlane::start().await;
+    let mut ids = Vec::new();
+    for number in 0..count {
+        ids.push(plane.deploy(&format!("bench-frozen-{number}"), 1).await);
+    }
+    for id in &ids {
+        eventually("the function is frozen", Duration::from_secs(10), async || {
+            plane.engine.freeze(id).await.ok()?.then_some(())
+        })
+        .await;
+    }
+    let (before, _) = used(&plane, &ids).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (after, memory) = used(&plane, &ids).await?;
+    plane.stop().await;
+    let seconds = after - before;
+    report.row(
+        &format!("{count} functions frozen, 5 s"),
+        format!(
+            "{:.0} ms of processor time, {:.1} MiB of memory",
+            seconds * 1000.0,
+            memory as f64 / f64::from(1 << 20)
+        ),
+        "no processor time",
+        Some(seconds < 0.001),
+    );
+    Ok(())
+}
+
+/// Processor seconds and bytes of all of them.
+async fn used(plane: &DataPlane, ids: &[updraft_model::FunctionId]) -> Result<(f64, u64)> {
+    let mut all = (0.0, 0);
+    for id in ids {
+        let usage = plane.engine.usage(id).await?.context("usage is not measured here")?;
+        all = (all.0 + usage.cpu_seconds, all.1 + usage.memory_bytes);
+    }
+    Ok(all)
+}
+
+/// A page with shell scripts below it that work hard or misbehave, limited to half a processor.
+fn push_scripts(cloud: &Cloud, repository: &Repository, names: &[&str]) {
+    let spin = "#!/busybox sh\necho 'Content-Type: text/plain'\necho\ni=0\n\
+                while [ $i -lt 30000 ]; do i=$((i+1)); done\necho spun\n";
+    let burn = "#!/busybox sh\necho 'Content-Type: text/plain'\necho\n\
+                for i in 1 2 3 4; do (while :; do :; done) >/dev/null 2>&1 & done\necho burning\n";
+    let fork = "#!/busybox sh\necho 'Content-Type: text/plain'\necho\n\
+                bomb() { while :; do (sleep 1) & done; }\nbomb >/dev/null 2>&1 &\necho forking\n";
+    let fill = "#!/busybox sh\necho 'Content-Type: text/plain'\necho\n\
+                (while :; do dd if=/dev/zero of=/tmp/fill bs=1M count=60; done) >/dev/null 2>&1 &\necho filling\n";
+    let mut stack = String::from("version: 1.0\nprovider:\n  name: openfaas\nfunctions:\n");
+    for name in names {
+        repository.copy_program("/bin/busybox", &format!("{name}/busybox"));
+        for (script, text) in [("spin", spin), ("burn", burn), ("fork", fork), ("fill", fill)] {
+            repository.write(&format!("{name}/www/cgi-bin/{script}"), text);
+        }
+        repository.write(&format!("{name}/www/index.html"), "page").write(
+            &format!("{name}/Dockerfile"),
+            "FROM scratch\nCOPY busybox /busybox\nCOPY busybox /bin/sleep\nCOPY busybox /bin/dd\n\
+             COPY --chmod=755 www /www\nUSER 12000\n\
+             CMD [\"/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n",
+        );
+        stack += &format!(
+            "  {name}:\n    lang: dockerfile\n    handler: ./{name}\n    image: {name}:latest\n    \
+             limits:\n      cpu: 500m\n      memory: 96Mi\n    annotations:\n      \
+             com.openfaas.health.http.path: /index.html\n"
+        );
+    }
+    repository.write("stack.yml", stack).commit("Scripts");
+    let token = cloud.token("bench");
+    repository.push(&cloud.git_url("bench", &token, "scripts")).expect_success();
+}
+
+/// What a second replica adds to a function that only computes.
+pub(crate) async fn shares(report: &mut Report) -> Result<()> {
+    let cloud = Cloud::start_configured(CALM);
+    let repository = Repository::new();
+    push_scripts(&cloud, &repository, &["work"]);
+    let mut target = edge_target(&cloud);
+    target.path = "/work/cgi-bin/spin".to_owned();
+    let mut rates = Vec::new();
+    for replicas in [1, 2] {
+        let body = format!("{{\"serviceName\":\"bench-work\",\"replicas\":{replicas}}}");
+        cloud.openfaas("POST", "/system/scale-function/bench-work", &body).await;
+        eventually("the replicas are ready", Duration::from_secs(20), async || {
+            let list = cloud.json(&["list"]);
+            (list[0]["available_replicas"] == replicas).then_some(())
+        })
+        .await;
+        let time = Duration::from_secs(10);
+        rates.push(crate::load::requests_per_second(&target, 8, time).await?);
+    }
+    let ratio = rates[1] / rates[0];
+    report.row(
+        "a function that computes, half a processor each",
+        format!("1 replica {:.1}/s, 2 replicas {:.1}/s, ratio {ratio:.2}", rates[0], rates[1]),
+        "≥ 1.8 × one",
+        Some(ratio >= 1.8),
+    );
+    Ok(())
+}
+
+/// A function beside one that burns processor time, forks and fills its memory.
+pub(crate) async fn neighbour(report: &mut Report, time: Duration) -> Result<()> {
+    let (cloud, _page, _) = cloud_with_page();
+    let repository = Repository::new();
+    push_scripts(&cloud, &repository, &["hostile"]);
+    let target = edge_target(&cloud);
+    let mut quiet = paced(&target, 200, 4, time).await?;
+    for misdeed in ["burn", "fork", "fill"] {
+        let path = format!("/hostile/cgi-bin/{misdeed}");
+        // Whether it still answers after that is its own affair.
+        drop(cloud.try_get("bench.localhost", &path).await);
+    }
+    let mut loud = paced(&target, 200, 4, time).await?;
+    let (before, during) = (percentile(&mut quiet, 99), percentile(&mut loud, 99));
+    let moved = (during.as_secs_f64() / before.as_secs_f64() - 1.0) * 100.0;
+    report.row(
+        "a neighbour of a hostile function at 200/s",
+        format!("p99 {} → {}, {moved:+.0} %", millis(before), millis(during)),
+        "moved < 10 %",
+        Some(moved < 10.0),
+    );
+    Ok(())
+}
