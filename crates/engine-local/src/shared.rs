@@ -99,7 +99,7 @@ impl Shared {
     pub(crate) fn prepared(&self, id: &Digest) -> Option<PreparedImage> {
         let mut ready = self.images_ready.lock().unwrap_or_else(PoisonError::into_inner);
         let image = ready.get(id)?.clone();
-        if is_mount_point(&image.root) {
+        if crate::secrets::is_mount_point(&image.root) {
             return Some(image);
         }
         ready.remove(id);
