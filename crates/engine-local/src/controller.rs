@@ -496,7 +496,8 @@ impl Controller {
         let options = &self.shared.options;
         let place = logs::folder(options, &self.id);
         let shared = &self.shared;
-        logs::prune(&place, options.kept_logs, |replica| shared.is_running(replica));
+        let (kept, bytes) = (options.kept_logs, options.function_log_bytes);
+        logs::prune(&place, kept, bytes, |replica| shared.is_running(replica));
         let id = new_id(&self.id);
         let reports = self.reports.clone();
         let replica = replica::start(shared, id.clone(), spec, revision, image, reports);

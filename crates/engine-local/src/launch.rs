@@ -123,6 +123,7 @@ async fn start(
     };
     bundle::write(&folder, &contents).map_err(failed("write its bundle"))?;
     let output = logs::create(options, &spec.id, replica).map_err(failed("make its log file"))?;
+    shared.looked.begin(&logs::file(options, &spec.id, replica), options.log_limits());
     let run = Run { id: replica.as_str().to_owned(), bundle: folder.clone(), root, output };
     let mut phases = Phases { bundle: begin.elapsed(), ..Phases::default() };
     let pid = shared.runtime.run(run, &mut phases).await.map_err(|error| error.to_string())?;

@@ -1,10 +1,13 @@
 //! Output of replicas: one file each, written by the replica itself, so that nothing is lost
 //! while Updraft is away; read, bounded and rotated by Updraft.
 //!
-//! A file holds the lines as they were written, without times. The keeper looks at each growing
-//! file a few times a second and notes beside it until which byte it had come at what time; a
-//! line's time is that of the first look after it. What was written while Updraft was away gets
-//! the time at which the file was last written to.
+//! A file holds the lines as they were written, without times. The keeper is told by the kernel
+//! when a file grows and notes beside it until which byte it had come at what time; a line's time
+//! is that of the first note after it. What was written while Updraft was away gets the time at
+//! which the file was last written to.
+//!
+//! A file that is too large loses its oldest part in place: it stays the same file with the same
+//! offsets, so that neither the replica nor a reader has to know.
 
 mod follow;
 mod keeper;
@@ -21,7 +24,7 @@ use updraft_model::FunctionId;
 use crate::options::LocalEngineOptions;
 
 pub(crate) use follow::stream;
-pub(crate) use keeper::{Looked, keep};
+pub(crate) use keeper::{Limits, Looked, keep};
 
 /// Longest line that is handed on whole; a longer one comes in pieces.
 const LINE_MAX: usize = 64 * 1024;
@@ -32,7 +35,7 @@ pub(crate) fn folder(options: &LocalEngineOptions, id: &FunctionId) -> PathBuf {
 }
 
 /// A replica's log file.
-fn file(options: &LocalEngineOptions, id: &FunctionId, replica: &ReplicaId) -> PathBuf {
+pub(crate) fn file(options: &LocalEngineOptions, id: &FunctionId, replica: &ReplicaId) -> PathBuf {
     folder(options, id).join(format!("{replica}.log"))
 }
 
@@ -70,8 +73,9 @@ pub(crate) async fn tail(
     read.unwrap_or_default()
 }
 
-/// Removes the oldest files of ended replicas, `kept` of them left.
-pub(crate) fn prune(folder: &Path, kept: usize, runs: impl Fn(&str) -> bool) {
+/// Removes the oldest files of ended replicas, so that at most `kept` of them with `bytes`
+/// together are left.
+pub(crate) fn prune(folder: &Path, kept: usize, bytes: u64, runs: impl Fn(&str) -> bool) {
     let mut ended: Vec<_> = read::log_files(folder)
         .into_iter()
         .filter(|(replica, _)| !runs(replica))
@@ -81,17 +85,30 @@ pub(crate) fn prune(folder: &Path, kept: usize, runs: impl Fn(&str) -> bool) {
         })
         .collect();
     ended.sort();
-    let surplus = ended.len().saturating_sub(kept);
-    for (_, path) in ended.into_iter().take(surplus) {
-        remove(&path);
+    let mut left = bytes;
+    // The newest first.
+    for (number, (_, path)) in ended.into_iter().rev().enumerate() {
+        let size = on_disk(&path) + on_disk(&older(&path));
+        if number >= kept || size > left {
+            left = 0;
+            remove(&path);
+        } else {
+            left -= size;
+        }
     }
 }
 
 /// Removes all log files of a function whose replicas have ended.
 pub(crate) fn remove_all(folder: &Path, runs: impl Fn(&str) -> bool) {
-    prune(folder, 0, runs);
+    prune(folder, 0, 0, runs);
     // Fails when a newer function of the same name has files there, which is right.
     drop(fs::remove_dir(folder));
+}
+
+/// What a file takes of its disk, parts that were taken out not counted.
+fn on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
 }
 
 fn remove(path: &Path) {

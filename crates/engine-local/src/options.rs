@@ -6,6 +6,8 @@ use std::time::Duration;
 use thiserror::Error;
 use updraft_engine::Version;
 
+use crate::logs::Limits;
+
 /// Which OCI runtime runs the replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RuntimeChoice {
@@ -67,8 +69,11 @@ pub struct LocalEngineOptions {
     pub tmp_bytes: u64,
     /// How much a replica may write to its own copy of the root, in bytes; counts as memory.
     pub root_bytes: u64,
-    /// Size at which a replica's log file is rotated, in bytes; one older part is kept.
+    /// Size at which a replica's log file loses its older half, in bytes.
     pub log_bytes: u64,
+    /// Most bytes of the logs of one function's running replicas together, and again of those that
+    /// have ended.
+    pub function_log_bytes: u64,
     /// How many ended replicas of a function keep their log files.
     pub kept_logs: usize,
     /// Network namespaces kept ready so that a start does not wait for one.
@@ -99,6 +104,7 @@ impl LocalEngineOptions {
             tmp_bytes: 64 << 20,
             root_bytes: 256 << 20,
             log_bytes: 8 << 20,
+            function_log_bytes: 32 << 20,
             kept_logs: 5,
             spare_networks: 2,
             users: UserRange::USUAL,
@@ -115,6 +121,10 @@ impl LocalEngineOptions {
             return Err(OpenError::Users);
         }
         Ok(())
+    }
+
+    pub(crate) fn log_limits(&self) -> Limits {
+        Limits { replica: self.log_bytes, function: self.function_log_bytes }
     }
 
     pub(crate) fn record_folder(&self) -> PathBuf {

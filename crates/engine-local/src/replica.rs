@@ -217,6 +217,8 @@ impl Task {
         }
         let begin = Instant::now();
         let options = &self.shared.options;
+        let log = logs::file(options, &self.spec.id, &self.id);
+        self.shared.looked.begin(&log, options.log_limits());
         let address = SocketAddr::from((record.address, PORT));
         let load = Arc::clone(&self.load);
         let probes = Probes::of(&self.spec);
@@ -292,7 +294,9 @@ impl Task {
                     unhealthy = Box::pin(async move { health.until_unhealthy(asked, &load).await });
                 }
                 Some(Effect::Drain) => {
-                    let (load, limit) = (Arc::clone(&load), options.drain_limit);
+                    // A call that may take longer than others is let end.
+                    let limit = options.drain_limit.max(self.spec.timeout().unwrap_or_default());
+                    let load = Arc::clone(&load);
                     drained = Box::pin(async move { load.drain(limit).await });
                 }
                 Some(Effect::Terminate) => {
@@ -342,6 +346,9 @@ impl Task {
     }
 
     fn leave(&self) {
+        let options = &self.shared.options;
+        let log = logs::file(options, &self.spec.id, &self.id);
+        self.shared.looked.end(&log, options.log_limits());
         self.shared.running().remove(&self.id);
     }
 

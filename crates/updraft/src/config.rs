@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) function: FunctionConfig,
     pub(crate) gateway: GatewayConfig,
     pub(crate) scaler: ScalerConfig,
+    pub(crate) log: LogConfig,
     pub(crate) metrics: MetricsConfig,
     pub(crate) queue: QueueConfig,
 }
@@ -136,6 +137,24 @@ impl Default for FunctionConfig {
     }
 }
 
+/// `[log]`: what is kept of what functions write.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogConfig {
+    /// Most bytes of one replica.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) replica_size: u64,
+    /// Most bytes of a function's running replicas together, and again of ended ones.
+    #[serde(deserialize_with = "bytes")]
+    pub(crate) function_size: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { replica_size: 8 << 20, function_size: 32 << 20 }
+    }
+}
+
 /// `[gateway]`: the OpenFaaS API.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -234,6 +253,7 @@ struct ConfigFile {
     function: FunctionConfig,
     gateway: GatewayConfig,
     scaler: ScalerConfig,
+    log: LogConfig,
     metrics: MetricsConfig,
     queue: QueueConfig,
 }
@@ -254,6 +274,7 @@ impl Config {
             function: file.function,
             gateway: file.gateway,
             scaler: file.scaler,
+            log: file.log,
             metrics: file.metrics,
             queue: file.queue,
         };
@@ -380,6 +401,7 @@ mod tests {
                 function: file.function,
                 gateway: GatewayConfig { authentication, ..GatewayConfig::default() },
                 scaler: ScalerConfig::default(),
+                log: LogConfig::default(),
                 metrics: MetricsConfig::default(),
                 queue: QueueConfig::default(),
             };

@@ -74,7 +74,7 @@ const PROGRAMS: &[Program] = &[
 
 /// Asks every question.
 pub(crate) fn examine(data_dir: &Path) -> Vec<Finding> {
-    let mut findings = vec![user(), cgroups(), overlay()];
+    let mut findings = vec![user(), kernel(), cgroups(), controllers(), freezer(), overlay()];
     findings.extend(PROGRAMS.iter().map(program));
     findings.push(free_space(data_dir));
     findings
@@ -150,6 +150,64 @@ fn cgroups() -> Finding {
         };
     };
     good("cgroups", layout)
+}
+
+fn kernel() -> Finding {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (5, 12) {
+        return good("kernel", release);
+    }
+    Finding {
+        subject: "kernel",
+        found: format!("{release}, older than 5.12"),
+        severity: Severity::Warning,
+        advice: Some("replicas and mounts are only tried with newer ones".to_owned()),
+    }
+}
+
+/// Where version 1 or 2 of control groups would have something.
+fn in_cgroups(version_1: &str, version_2: &str) -> bool {
+    let exists = |path: &str| fs::metadata(path).is_ok();
+    exists(version_1)
+        || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+            .is_ok_and(|text| text.split_whitespace().any(|controller| controller == version_2))
+}
+
+fn controllers() -> Finding {
+    let wanted = [("memory", "memory"), ("cpu", "cpu"), ("pids", "pids")];
+    let missing: Vec<_> = wanted
+        .into_iter()
+        .filter(|(one, two)| !in_cgroups(&format!("/sys/fs/cgroup/{one}"), two))
+        .map(|(name, _)| name)
+        .collect();
+    if missing.is_empty() {
+        return good("limits", "memory, processor and processes can be limited");
+    }
+    Finding {
+        subject: "limits",
+        found: format!("no cgroup controller for {}", missing.join(", ")),
+        severity: Severity::Warning,
+        advice: Some(
+            "boot with `cgroup_enable=memory`, or delegate the controllers to this container"
+                .to_owned(),
+        ),
+    }
+}
+
+fn freezer() -> Finding {
+    // Version 2 has it in every group but the root's.
+    if in_cgroups("/sys/fs/cgroup/freezer", "memory") {
+        return good("freezer", "idle functions can be frozen");
+    }
+    Finding {
+        subject: "freezer",
+        found: "none".to_owned(),
+        severity: Severity::Warning,
+        advice: Some("idle functions use processor time until they stop".to_owned()),
+    }
 }
 
 fn overlay() -> Finding {

@@ -319,6 +319,8 @@ pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> Loc
         default_memory_bytes: config.function.memory,
         process_limit: config.function.processes,
         ready_limit: config.function.ready,
+        log_bytes: config.log.replica_size,
+        function_log_bytes: config.log.function_size,
         ..usual
     }
 }

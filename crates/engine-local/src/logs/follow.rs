@@ -1,8 +1,7 @@
 //! Answering a log query: what is there, and what comes.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +12,15 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use updraft_engine::{EngineError, LogLine, LogQuery, ReplicaId};
 
-use super::read::{self, Times};
+use super::read::{self, At, Times};
 use super::{folder, older};
 use crate::shared::Shared;
 
-/// How often a followed file is looked at.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// How long a follower waits for word of something new before it looks all the same.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pause between two looks of one follower.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Lines under way to a reader; one that reads slowly slows its own stream only.
 const BUFFERED: usize = 256;
@@ -54,6 +56,8 @@ async fn answer(
 ) {
     let place = folder(&shared.options, &query.id);
     let follow = query.follow;
+    // Before the first look, so that no word is missed.
+    let mut grown = shared.looked.grown();
     let (wanted, here) = (query.clone(), place.clone());
     let looking = Arc::clone(shared);
     let past = tokio::task::spawn_blocking(move || past(&looking, &here, &wanted)).await;
@@ -68,14 +72,15 @@ async fn answer(
     }
     loop {
         tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
+            _ = tokio::time::timeout(INTERVAL, grown.changed()) => {}
             () = shared.closing.cancelled() => return,
             () = sender.closed() => return,
         }
         let (here, wanted) = (place.clone(), query.clone());
+        let looking = Arc::clone(shared);
         let looked = tokio::task::spawn_blocking(move || {
             let mut lines = Vec::new();
-            news(&here, &wanted, &mut positions, &mut lines);
+            news(&looking, &here, &wanted, &mut positions, &mut lines);
             (lines, positions)
         });
         let Ok((lines, now)) = looked.await else { return };
@@ -85,6 +90,7 @@ async fn answer(
                 return;
             }
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -103,15 +109,15 @@ fn past(shared: &Shared, folder: &Path, query: &LogQuery) -> (Vec<LogLine>, Posi
         }
         // Else a line would get one time now and another once the file was looked at.
         if shared.is_running(&replica) {
-            shared.looked.look(&path, shared.options.log_bytes);
+            shared.looked.look(&path, shared.options.log_limits(), Timestamp::now());
         }
         let instance = ReplicaId::new(replica);
         let mut last = VecDeque::new();
         for part in read::parts(&path) {
-            let Ok(bytes) = fs::read(&part) else { continue };
+            let Ok((begin, bytes)) = read::from(&part, At::Line(0), u64::MAX) else { continue };
             let times = Times::of(&part);
-            let mut position = 0;
-            for (end, line) in read::split(&bytes) {
+            let mut position = begin;
+            for (end, line) in read::split(&bytes).map(|(end, line)| (begin + end, line)) {
                 // A line that is still being written comes with what follows it, if anything.
                 if query.follow && part == path && !line.ends_with(b"\n") {
                     break;
@@ -146,7 +152,13 @@ fn past(shared: &Shared, folder: &Path, query: &LogQuery) -> (Vec<LogLine>, Posi
 }
 
 /// What came since the last look.
-fn news(folder: &Path, query: &LogQuery, positions: &mut Positions, lines: &mut Vec<LogLine>) {
+fn news(
+    shared: &Shared,
+    folder: &Path,
+    query: &LogQuery,
+    positions: &mut Positions,
+    lines: &mut Vec<LogLine>,
+) {
     for (replica, path) in read::log_files(folder) {
         if !is_wanted(query, &replica) {
             continue;
@@ -155,33 +167,42 @@ fn news(folder: &Path, query: &LogQuery, positions: &mut Positions, lines: &mut 
         let position = positions.entry(path.clone()).or_default();
         let Ok(length) = fs::metadata(&path).map(|metadata| metadata.len()) else { continue };
         if length < *position {
-            // Rotated: the rest of what was there is in the older part now.
-            if let Ok(rest) = read_from(&older(&path), *position, u64::MAX) {
-                push(&instance, &rest, true, lines);
+            // Begun anew: the rest of what was there is in the older part now.
+            let part = older(&path);
+            if let Ok((begin, rest)) = read::from(&part, At::Line(*position), u64::MAX) {
+                let times = Times::of(&part);
+                push(&instance, begin, &rest, true, lines, |end| times.at(end));
             }
             *position = 0;
         }
         if length > *position
-            && let Ok(bytes) = read_from(&path, *position, STEP_BYTES)
+            && let Ok((begin, bytes)) = read::from(&path, At::Line(*position), STEP_BYTES)
         {
-            *position += push(&instance, &bytes, bytes.len() as u64 == STEP_BYTES, lines);
+            let full = bytes.len() as u64 + (begin - *position) >= STEP_BYTES;
+            // Looked for only when it is not known already.
+            let mut times = None;
+            let time = |end| {
+                shared
+                    .looked
+                    .time_of(&path, end)
+                    .unwrap_or_else(|| times.get_or_insert_with(|| Times::of(&path)).at(end))
+            };
+            *position = push(&instance, begin, &bytes, full, lines, time);
         }
     }
     positions.retain(|path, _| path.exists());
 }
 
-fn read_from(path: &Path, position: u64, limit: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(position))?;
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Adds the lines in `bytes`, an unfinished last one only when asked. Returns how many bytes
-/// that were.
-fn push(instance: &ReplicaId, bytes: &[u8], unfinished: bool, lines: &mut Vec<LogLine>) -> u64 {
-    let timestamp = Timestamp::now();
+/// Adds the lines in `bytes`, which begin at `begin` of their file; an unfinished last one only
+/// when asked. Returns where what is left begins.
+fn push(
+    instance: &ReplicaId,
+    begin: u64,
+    bytes: &[u8],
+    unfinished: bool,
+    lines: &mut Vec<LogLine>,
+    mut time: impl FnMut(u64) -> Timestamp,
+) -> u64 {
     let mut used = 0;
     for (end, line) in read::split(bytes) {
         let is_whole = line.ends_with(b"\n") || line.len() == super::LINE_MAX;
@@ -189,7 +210,8 @@ fn push(instance: &ReplicaId, bytes: &[u8], unfinished: bool, lines: &mut Vec<Lo
             break;
         }
         used = end;
-        lines.push(LogLine { instance: instance.clone(), timestamp, text: read::text(line) });
+        let (instance, timestamp) = (instance.clone(), time(begin + end));
+        lines.push(LogLine { instance, timestamp, text: read::text(line) });
     }
-    used
+    begin + used
 }

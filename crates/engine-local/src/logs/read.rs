@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -32,18 +33,64 @@ pub(super) fn tail(path: &Path, lines: usize) -> Vec<String> {
 }
 
 fn end_of(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let start = length.saturating_sub(TAIL_BYTES);
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    if start > 0 {
-        // The first line is cut off somewhere.
-        let cut = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        bytes.drain(..cut);
+    let length = fs::metadata(path)?.len();
+    Ok(from(path, At::Anywhere(length.saturating_sub(TAIL_BYTES)), TAIL_BYTES)?.1)
+}
+
+/// Where what is left of a file begins: its oldest part may have been taken out.
+pub(super) fn start(file: impl AsFd, length: u64) -> u64 {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) {
+        Ok(start) => start,
+        // There is nothing in it but what was taken out.
+        Err(rustix::io::Errno::NXIO) => length,
+        // A file system that does not tell takes nothing out either.
+        Err(_) => 0,
     }
-    Ok(bytes)
+}
+
+/// A place in a file from which to read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum At {
+    /// The beginning of a line, or of a piece of a long one.
+    Line(u64),
+    /// Somewhere; what is left of the line there is left out.
+    Anywhere(u64),
+}
+
+/// What a file holds from a place on, at most `limit` bytes, and where that begins: later when
+/// what was there is gone. A line of which the beginning is gone is left out.
+pub(super) fn from(path: &Path, at: At, limit: u64) -> io::Result<(u64, Vec<u8>)> {
+    let (position, is_line) = match at {
+        At::Line(position) => (position, true),
+        At::Anywhere(position) => (position, position == 0),
+    };
+    let mut file = File::open(path)?;
+    let left = start(&file, file.metadata()?.len());
+    let mut begin = position.max(left);
+    let is_line = is_line && begin == position;
+    // The byte before tells whether a line begins there.
+    let before = u64::from(!is_line);
+    file.seek(SeekFrom::Start(begin - before))?;
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(before)).read_to_end(&mut bytes)?;
+    if !is_line {
+        let cut = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+        bytes.drain(..cut);
+        begin = begin - before + cut as u64;
+    }
+    Ok((begin, bytes))
+}
+
+/// Drops the notes about what lies before `offset`.
+pub(super) fn forget_times(path: &Path, offset: u64) -> io::Result<()> {
+    let path = index(path);
+    let notes = fs::read_to_string(&path)?;
+    let is_left = |line: &&str| {
+        let until = line.split_once(' ').and_then(|(until, _)| until.parse::<u64>().ok());
+        until.is_some_and(|until| until >= offset)
+    };
+    let left: String = notes.lines().filter(is_left).flat_map(|line| [line, "\n"]).collect();
+    crate::record::write_atomically(&path, left.as_bytes(), false)
 }
 
 /// Lines with the offset after each; the last one may lack its line feed.

@@ -345,3 +345,133 @@ async fn a_frozen_replica_that_dies_is_replaced() {
     close(engine).await;
     instance.destroy().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_and_records_of_the_first_version_are_taken_over() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let spec = spec("veteran");
+    deploy(&engine, &spec, 2).await;
+    let before = replicas(&engine, &spec.id);
+    close(engine).await;
+    // As the first version wrote them: without what was added since.
+    let older = |path: &Path, added: &[&str]| {
+        let mut record: serde_json::Value =
+            serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let fields = record.as_object_mut().unwrap();
+        added.iter().for_each(|field| drop(fields.remove(*field)));
+        fields.insert("version".to_owned(), 1.into());
+        fs::write(path, record.to_string()).unwrap();
+    };
+    let record = instance.options.state.join("functions/openfaas-fn/veteran.json");
+    older(&record, &["exits", "last_exit"]);
+    for replica in &before {
+        let folder = instance.options.run.join("replicas").join(replica.as_str());
+        older(&folder.join("replica.json"), &["started_at"]);
+    }
+    let engine = instance.open().await;
+    assert_eq!(engine.report().adopted, 2);
+    until_ready(&engine, &spec.id, 2).await;
+    assert_eq!(replicas(&engine, &spec.id), before);
+    let told = engine.replicas(&spec.id).await.unwrap();
+    assert!(told.iter().all(|replica| replica.started_at.as_second() > 0), "{told:?}");
+    engine.scale(&spec.id, 1).await.unwrap();
+    until_ready(&engine, &spec.id, 1).await;
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    assert_eq!((&written["version"], &written["replicas"]), (&2.into(), &1.into()));
+    close(engine).await;
+    instance.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_replicas_ended_is_known_after_a_restart() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let spec = spec("remembered");
+    deploy(&engine, &spec, 1).await;
+    let before = replicas(&engine, &spec.id);
+    kill(note_of(&instance, &before[0])["process"][0].as_i64().unwrap());
+    until("the killed replica is replaced", || async {
+        let now = replicas(&engine, &spec.id);
+        now.len() == 1 && now != before
+    })
+    .await;
+    close(engine).await;
+    let engine = instance.open().await;
+    let status = engine.get(&spec.id).await.unwrap().unwrap();
+    let exit = status.last_exit.unwrap();
+    assert_eq!((status.restarts, exit.signal, &exit.replica), (1, Some(9), &before[0]));
+    close(engine).await;
+    instance.destroy().await;
+}
+
+/// A tunnel holds its replica as a request does; the data plane's own tests show that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_end_does_not_hold_a_replaced_replica_for_ever() {
+    let mut instance = Instance::new(RuntimeChoice::Detect).await;
+    instance.options.drain_limit = Duration::from_millis(700);
+    let engine = instance.open().await;
+    let spec = spec("endless");
+    deploy(&engine, &spec, 1).await;
+    let old = Arc::clone(&engine.endpoints().borrow()[&spec.id].ready[0]);
+    let lease = old.load.lease().unwrap();
+    let begin = Instant::now();
+    let revision = engine.apply(spec.clone(), Wake::Keep).await.unwrap();
+    engine.wait_ready(&spec.id, revision, Duration::from_secs(30)).await.unwrap();
+    assert_eq!(answer(old.address, "/").await, "hello", "what is under way goes on");
+    assert!(old.load.lease().is_none(), "nothing new comes to it");
+    until("the old replica is gone", || async {
+        let told = engine.replicas(&spec.id).await.unwrap();
+        !told.iter().any(|replica| replica.id == old.replica)
+    })
+    .await;
+    assert!(begin.elapsed() >= instance.options.drain_limit);
+    drop(lease);
+    close(engine).await;
+    instance.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_have_the_time_at_which_they_were_written() {
+    use futures_util::StreamExt;
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let spec = spec("punctual");
+    deploy(&engine, &spec, 1).await;
+    let address = engine.endpoints().borrow()[&spec.id].ready[0].address;
+    let query = |follow| updraft_engine::LogQuery {
+        id: spec.id.clone(),
+        instance: None,
+        since: None,
+        tail: None,
+        follow,
+    };
+    let mut followed = engine.logs(query(true)).await.unwrap();
+    let mut errors = Vec::new();
+    for number in 0..20 {
+        let before = jiff::Timestamp::now();
+        answer(address, &format!("/print/tick-{number}")).await;
+        let after = jiff::Timestamp::now();
+        let line = loop {
+            let line = tokio::time::timeout(Duration::from_secs(30), followed.next()).await;
+            let line = line.unwrap().unwrap().unwrap();
+            if line.text == format!("tick-{number}") {
+                break line;
+            }
+        };
+        // Zero while the line was being written, else how far off it is.
+        let early = (before.as_microsecond() - line.timestamp.as_microsecond()).max(0);
+        let late = (line.timestamp.as_microsecond() - after.as_microsecond()).max(0);
+        errors.push(early.max(late));
+    }
+    errors.sort_unstable();
+    // A busy machine may be late once, not all the time; four looks a second would be.
+    assert!(errors[10] < 50_000, "off by microseconds: {errors:?}");
+    let all: Vec<_> = engine.logs(query(false)).await.unwrap().collect().await;
+    let mut times: Vec<_> = all.iter().flatten().map(|line| line.timestamp).collect();
+    assert!(times.is_sorted());
+    times.dedup();
+    assert!(times.len() > 15, "each line has a time of its own");
+    close(engine).await;
+    instance.destroy().await;
+}
