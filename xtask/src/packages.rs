@@ -23,7 +23,7 @@ pub(crate) const RUN: &[&str] = &[
 
 /// What the tests drive besides.
 pub(crate) const TEST: &[&str] =
-    &["busybox-static", "curl", "docker-registry", "iproute2", "nodejs", "python3"];
+    &["busybox-static", "curl", "docker-registry", "iproute2", "nats-server", "nodejs", "python3"];
 
 /// The peers and load generators of the measurements.
 pub(crate) const BENCH: &[&str] = &["nginx-light", "wrk"];

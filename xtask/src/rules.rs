@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("updraft-invoke", 2),
     ("updraft-scaler", 3),
     ("updraft-pipeline", 3),
+    ("updraft-queue-nats", 2),
     ("updraft-queue", 3),
     ("updraft-gateway", 4),
     ("updraft-api", 4),

@@ -6,15 +6,16 @@
 mod address;
 mod send;
 mod sign;
+mod turns;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::Uri;
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
-use updraft_store::queue::LeasedCallback;
+use updraft_model::OwnerName;
+use updraft_store::queue::{CallbacksDue, LeasedCallback};
 
 use crate::QueueError;
 use crate::dispatch::until;
@@ -23,6 +24,8 @@ use crate::shared::{Shared, count, in_future};
 
 pub use address::{CallbackTarget, ParseCallbackTargetError};
 pub(crate) use send::Caller;
+use turns::{CallbackPlace, CallbackTurn, CallbackTurns};
+
 pub use sign::{OpenKeyError, OwnerKey, SigningKey};
 
 /// Longest address.
@@ -105,34 +108,27 @@ pub(crate) fn check(url: &Uri, options: &CallbackOptions) -> Result<(), String> 
     address::check_literal(url, options)
 }
 
-/// Makes callbacks as they become due.
-pub(crate) async fn dispatch(shared: Arc<Shared>) {
+/// Makes callbacks as they become due, owner by owner.
+pub(crate) async fn dispatch(shared: &Arc<Shared>) {
     let options = &shared.options.callback;
-    let places = Arc::new(Semaphore::new(options.at_once.max(1)));
     let lease = options.time * 2 + shared.options.lease;
+    let turns = Arc::new(Mutex::new(CallbackTurns::new(options.at_once)));
+    let turns_of = |turns: &Mutex<CallbackTurns>, due: &[CallbacksDue]| {
+        turns.lock().unwrap_or_else(PoisonError::into_inner).next(due, Timestamp::now())
+    };
     while !shared.stopping.is_cancelled() {
-        let place = tokio::select! {
-            place = places.acquire() => place,
-            () = shared.stopping.cancelled() => return,
-        };
-        drop(place);
-        let free = u32::try_from(places.available_permits()).unwrap_or(1).max(1);
-        let next = match shared.store.lease_callbacks(free, in_future(lease)).await {
-            Ok((callbacks, next)) => {
-                for callback in callbacks {
-                    let (shared, places) = (Arc::clone(&shared), Arc::clone(&places));
-                    // There is one: this task alone takes places, and it counted them.
-                    let Ok(place) = places.acquire_owned().await else { return };
-                    let attempts = shared.attempts.clone();
-                    attempts.spawn(async move {
-                        tell(&shared, callback).await;
-                        drop(place);
-                    });
+        let next = match shared.store.callbacks_due().await {
+            Ok(due) => match turns_of(&turns, &due) {
+                CallbackTurn::Now { owner, count } => {
+                    if take_turn(shared, &turns, owner, count, lease).await {
+                        continue;
+                    }
+                    Some(in_future(AFTER_FAILURE).as_millisecond())
                 }
-                next.map(Timestamp::as_millisecond)
-            }
+                CallbackTurn::Later(due) => due.map(Timestamp::as_millisecond),
+            },
             Err(error) => {
-                tracing::error!(%error, "callbacks cannot be taken up");
+                tracing::error!(%error, "callbacks cannot be looked up");
                 Some(in_future(AFTER_FAILURE).as_millisecond())
             }
         };
@@ -142,6 +138,35 @@ pub(crate) async fn dispatch(shared: Arc<Shared>) {
             () = shared.stopping.cancelled() => {}
         }
     }
+}
+
+/// Leases the callbacks of a turn and begins them. False when there were none to be had.
+async fn take_turn(
+    shared: &Arc<Shared>,
+    turns: &Arc<Mutex<CallbackTurns>>,
+    owner: Option<OwnerName>,
+    count: u32,
+    lease: Duration,
+) -> bool {
+    let leased = shared.store.lease_callbacks(owner.as_ref(), count, in_future(lease)).await;
+    let callbacks = match leased {
+        Ok(callbacks) => callbacks,
+        Err(error) => {
+            tracing::error!(%error, "callbacks cannot be taken up");
+            return false;
+        }
+    };
+    let any = !callbacks.is_empty();
+    for callback in callbacks {
+        let place = CallbackPlace::take(turns, owner.clone());
+        let shared = Arc::clone(shared);
+        shared.attempts.clone().spawn(async move {
+            tell(&shared, callback).await;
+            drop(place);
+            shared.tell.notify_one();
+        });
+    }
+    any
 }
 
 /// Makes one callback and records what came of it.

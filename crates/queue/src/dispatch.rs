@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use updraft_model::FunctionId;
+use updraft_store::StoreError;
 use updraft_store::queue::Expiry;
 
 use crate::lanes::Turn;
@@ -17,6 +18,12 @@ use crate::{callback, work};
 
 /// How long to wait after the record could not be written.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// Longest wait before the record is tried to be reached again.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// How often what others do is looked at, at most.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 
 /// Calls that are given up, or forgotten, in one write.
 const STEP: u32 = 500;
@@ -27,36 +34,90 @@ const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// The tasks of a queue that runs.
 #[derive(Debug)]
 pub(crate) struct Running {
-    tasks: Vec<JoinHandle<()>>,
+    /// Everything but the renewal of leases, which goes on until the last call has ended.
+    turns: JoinHandle<()>,
+    leases: JoinHandle<()>,
 }
 
 impl Running {
     pub(crate) fn start(shared: &Arc<Shared>) -> Self {
-        let tasks = vec![
-            tokio::spawn(give_turns(Arc::clone(shared))),
-            tokio::spawn(callback::dispatch(Arc::clone(shared))),
-            tokio::spawn(renew_leases(Arc::clone(shared))),
-            tokio::spawn(forget(Arc::clone(shared))),
-        ];
-        Self { tasks }
+        let leases = tokio::spawn(renew_leases(Arc::clone(shared)));
+        Self { turns: tokio::spawn(run(Arc::clone(shared))), leases }
+    }
+
+    /// Takes up what is on record once it can be reached, and begins then.
+    pub(crate) fn start_later(shared: &Arc<Shared>, error: &StoreError) -> Self {
+        tracing::error!(%error, "asynchronous calls are refused until their record can be reached");
+        let leases = tokio::spawn(renew_leases(Arc::clone(shared)));
+        let shared = Arc::clone(shared);
+        let turns = tokio::spawn(async move {
+            if wait_for_record(&shared).await {
+                run(shared).await;
+            }
+        });
+        Self { turns, leases }
     }
 
     /// Lets what is under way end, and gives back what does not in time.
     pub(crate) async fn stop(self, shared: &Arc<Shared>) {
         shared.stopping.cancel();
-        let [turns, callbacks, leases, forgetting] =
-            <[JoinHandle<()>; 4]>::try_from(self.tasks).unwrap_or_else(|_| unreachable!("four"));
-        for task in [turns, callbacks, forgetting] {
-            drop(task.await);
-        }
+        drop(self.turns.await);
         shared.attempts.close();
         let ended = tokio::time::timeout(shared.options.drain, shared.attempts.wait()).await;
         if ended.is_err() {
             shared.abandoning.cancel();
             shared.attempts.wait().await;
         }
-        leases.abort();
-        drop(leases.await);
+        self.leases.abort();
+        drop(self.leases.await);
+    }
+}
+
+/// Runs the queue until it is to stop.
+async fn run(shared: Arc<Shared>) {
+    tokio::join!(
+        give_turns(&shared),
+        callback::dispatch(&shared),
+        forget(&shared),
+        follow_others(&shared),
+    );
+}
+
+/// Tries until the record can be reached. False when the queue is to stop before that.
+async fn wait_for_record(shared: &Shared) -> bool {
+    let mut wait = AFTER_FAILURE;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = shared.stopping.cancelled() => return false,
+        }
+        match shared.take_up().await {
+            Ok(()) => {
+                tracing::info!("the record of asynchronous calls is reached, they are taken again");
+                return true;
+            }
+            Err(error) => {
+                wait = (wait * 2).min(LONGEST_WAIT);
+                tracing::error!(%error, retry_in = ?wait, "asynchronous calls are still refused");
+            }
+        }
+    }
+}
+
+/// Notices what other instances do to calls that they share with this one.
+async fn follow_others(shared: &Shared) {
+    loop {
+        tokio::select! {
+            () = shared.store.changed() => {}
+            () = shared.stopping.cancelled() => return,
+        }
+        if let Err(error) = shared.follow().await {
+            tracing::error!(%error, "what other instances did to calls cannot be looked at");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW_EVERY) => {}
+            () = shared.stopping.cancelled() => return,
+        }
     }
 }
 
@@ -71,15 +132,15 @@ pub(crate) async fn until(due: Option<i64>) {
     }
 }
 
-async fn give_turns(shared: Arc<Shared>) {
-    let limit_of = |function: &FunctionId| limit_of(&shared, function);
+async fn give_turns(shared: &Arc<Shared>) {
+    let limit_of = |function: &FunctionId| limit_of(shared, function);
     while !shared.stopping.is_cancelled() {
         let turn = shared.lanes().next(now(), shared.options.concurrency, limit_of);
         if let Some(turn) = turn {
             if shared.invoker.find(&turn.function.to_string()).is_some() {
-                take(&shared, &turn).await;
+                take(shared, &turn).await;
             } else {
-                bury(&shared, &turn).await;
+                bury(shared, &turn).await;
             }
             continue;
         }
@@ -123,7 +184,7 @@ async fn take(shared: &Arc<Shared>, turn: &Turn) {
 }
 
 /// Gives up the calls of a function that is no more.
-async fn bury(shared: &Arc<Shared>, turn: &Turn) {
+async fn bury(shared: &Shared, turn: &Turn) {
     let function = &turn.function;
     let reason = format!("function `{}` was removed", function.name);
     match shared.store.bury(function, reason, STEP).await {
@@ -167,9 +228,9 @@ async fn renew_leases(shared: Arc<Shared>) {
 }
 
 /// Forgets ended calls when they are too old or too many.
-async fn forget(shared: Arc<Shared>) {
+async fn forget(shared: &Shared) {
     while !shared.stopping.is_cancelled() {
-        match forget_once(&shared).await {
+        match forget_once(shared).await {
             Ok(true) => continue,
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "old calls cannot be forgotten"),
@@ -196,7 +257,7 @@ async fn forget(shared: Arc<Shared>) {
 }
 
 /// Whether there may be more.
-async fn forget_once(shared: &Shared) -> Result<bool, updraft_store::StoreError> {
+async fn forget_once(shared: &Shared) -> Result<bool, StoreError> {
     let options = &shared.options;
     let before = |keep: Duration| {
         let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
@@ -209,8 +270,7 @@ async fn forget_once(shared: &Shared) -> Result<bool, updraft_store::StoreError>
         dead_kept: options.keep_dead_count,
         step: STEP,
     };
-    let (gone, lost) = shared.store.expire(expiry).await?;
+    let gone = shared.store.expire(expiry).await?;
     shared.forgotten(&gone);
-    shared.remove_bodies(lost).await;
     Ok(gone.len() == STEP as usize)
 }

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use http::StatusCode;
 use thiserror::Error;
 use updraft_model::FunctionId;
-use updraft_store::{BlobError, StoreError};
+use updraft_store::StoreError;
 
 /// The queue failed. Never the fault of a tenant: the machine's (disk, permissions) or ours.
 #[derive(Debug, Error)]
@@ -22,9 +22,13 @@ pub enum QueueError {
         #[source]
         source: std::io::Error,
     },
-    /// The file of a body cannot be read or written.
-    #[error("the body of a call cannot be kept or read")]
-    Body(#[from] BlobError),
+}
+
+impl QueueError {
+    /// Whether trying again in a moment makes sense: what keeps the calls is away.
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_unavailable())
+    }
 }
 
 /// Why a call was not accepted; nothing of it is kept.
@@ -57,6 +61,9 @@ pub enum SubmitError {
     /// The queue is about to stop. Try again later.
     #[error("the queue is stopping, try again in a moment")]
     Stopping,
+    /// What keeps the calls has not been reached yet. Try again later.
+    #[error("what keeps asynchronous calls cannot be reached, try again in a moment")]
+    Away,
     /// The machine's fault.
     #[error(transparent)]
     Queue(#[from] QueueError),
@@ -71,8 +78,8 @@ impl SubmitError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Stalled => StatusCode::REQUEST_TIMEOUT,
             Self::Full { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Queue(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            // The call is not durable, and may be once the disk or the broker is well again.
+            Self::Stopping | Self::Away | Self::Queue(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -81,6 +88,7 @@ impl SubmitError {
         match self {
             Self::Full { .. } => Some(10),
             Self::Stopping => Some(2),
+            Self::Away | Self::Queue(_) => Some(5),
             _ => None,
         }
     }
@@ -88,12 +96,6 @@ impl SubmitError {
 
 impl From<StoreError> for SubmitError {
     fn from(error: StoreError) -> Self {
-        Self::Queue(error.into())
-    }
-}
-
-impl From<BlobError> for SubmitError {
-    fn from(error: BlobError) -> Self {
         Self::Queue(error.into())
     }
 }

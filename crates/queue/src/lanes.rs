@@ -26,6 +26,10 @@ struct Lane {
     due: Option<Moment>,
     /// When the oldest waiting call came, as far as is known.
     oldest: Option<Moment>,
+    /// Bytes of their bodies.
+    bytes: u64,
+    /// Counts what this process did to it.
+    changes: u64,
     /// Counts changes of `due` by others than the one who leases.
     touched: u64,
     /// When it last had a turn.
@@ -87,10 +91,46 @@ impl Lanes {
             lanes.bytes += bytes;
             let lane = lanes.lane(&function, owner, queue);
             lane.calls = calls;
+            lane.bytes = bytes;
             lane.due = Some(due.as_millisecond());
             lane.oldest = Some(oldest.as_millisecond());
         }
         lanes
+    }
+
+    /// How often each lane was changed here, for [`follow`](Lanes::follow).
+    pub(crate) fn changes(&self) -> HashMap<FunctionId, u64> {
+        self.by_function.iter().map(|(function, lane)| (function.clone(), lane.changes)).collect()
+    }
+
+    /// Takes over what the record holds, of which others change as much as this process does. A
+    /// lane that was changed here since `before` is left for the next time.
+    pub(crate) fn follow(&mut self, waiting: Vec<Waiting>, before: &HashMap<FunctionId, u64>) {
+        let mut gone: Vec<FunctionId> = self.by_function.keys().cloned().collect();
+        for Waiting { function, owner, queue, calls, bytes, due, oldest } in waiting {
+            gone.retain(|other| *other != function);
+            let known = self.by_function.get(&function).map(|lane| lane.changes);
+            if known != before.get(&function).copied() {
+                continue;
+            }
+            let lane = self.lane(&function, owner, queue);
+            let (calls_before, bytes_before) = (lane.calls, lane.bytes);
+            lane.calls = calls;
+            lane.bytes = bytes;
+            let due = due.as_millisecond();
+            lane.due = Some(lane.due.map_or(due, |known| known.min(due)));
+            lane.oldest.get_or_insert(oldest.as_millisecond());
+            lane.touched += 1;
+            self.calls = (self.calls + calls).saturating_sub(calls_before);
+            self.bytes = (self.bytes + bytes).saturating_sub(bytes_before);
+        }
+        for function in gone {
+            let lane = &self.by_function[&function];
+            if before.get(&function) == Some(&lane.changes) && lane.running == 0 {
+                let (calls, bytes) = (lane.calls, lane.bytes);
+                self.gone(&function, calls, bytes);
+            }
+        }
     }
 
     fn lane(
@@ -106,6 +146,8 @@ impl Lanes {
             owner: None,
             queue: String::new(),
             calls: 0,
+            bytes: 0,
+            changes: 0,
             running: 0,
             due: None,
             oldest: None,
@@ -135,7 +177,9 @@ impl Lanes {
             return Err(NoPlace::Function);
         }
         self.calls += 1;
-        self.lane(function, owner, queue).calls += 1;
+        let lane = self.lane(function, owner, queue);
+        lane.calls += 1;
+        lane.changes += 1;
         Ok(())
     }
 
@@ -152,6 +196,8 @@ impl Lanes {
         self.bytes += bytes;
         let lane = self.lane(function, owner, queue);
         lane.calls += 1;
+        lane.bytes += bytes;
+        lane.changes += 1;
         lane.oldest = Some(lane.oldest.map_or(created, |oldest| oldest.min(created)));
     }
 
@@ -159,6 +205,8 @@ impl Lanes {
     pub(crate) fn kept(&mut self, function: &FunctionId, bytes: u64, created: Moment) {
         self.bytes += bytes;
         if let Some(lane) = self.by_function.get_mut(function) {
+            lane.bytes += bytes;
+            lane.changes += 1;
             lane.oldest.get_or_insert(created);
         }
         self.due(function, created);
@@ -169,6 +217,7 @@ impl Lanes {
         if let Some(lane) = self.by_function.get_mut(function) {
             lane.due = Some(lane.due.map_or(due, |known| known.min(due)));
             lane.touched += 1;
+            lane.changes += 1;
         }
     }
 
@@ -178,6 +227,8 @@ impl Lanes {
         self.bytes = self.bytes.saturating_sub(bytes);
         if let Some(lane) = self.by_function.get_mut(function) {
             lane.calls = lane.calls.saturating_sub(calls);
+            lane.bytes = lane.bytes.saturating_sub(bytes);
+            lane.changes += 1;
         }
         self.tidy(function);
     }
@@ -249,6 +300,7 @@ impl Lanes {
         self.running += count;
         if let Some(lane) = self.by_function.get_mut(&turn.function) {
             lane.running += count;
+            lane.changes += 1;
             // A call that came meanwhile may have been missed by the look at the record.
             if lane.touched == turn.touched {
                 lane.due = next.map(|(due, _)| due);

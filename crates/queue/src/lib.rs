@@ -1,7 +1,7 @@
 //! Asynchronous invocations: a call is accepted, kept and made later, until the function has
 //! answered it.
 //!
-//! A [`Queue`] writes a call to the disk before it says that it took it, and hands it to the data
+//! A [`Queue`] has a call kept, by whatever keeps calls, before it says that it took it, and hands it to the data
 //! plane in its turn: fair between owners, then between functions, no more at once than a function
 //! bears. An answer that promises to get better is asked for again, later and later; one that does
 //! not come at all ends as a dead letter, which people look at, make again or discard. Whoever
@@ -33,5 +33,6 @@ pub use queue::{Queue, QueueParts};
 pub use schedule::{ScheduleParts, ScheduleView, ScheduledRun, Schedules};
 pub use submit::NewCall;
 pub use updraft_store::queue::{
-    CallFilter, CallId, CallRecord, CallResult, CallState, CallStore, CallbackRecord, CallbackState,
+    CallFilter, CallId, CallRecord, CallResult, CallState, CallStore, CallbackRecord,
+    CallbackState, SqliteCallStore,
 };

@@ -9,7 +9,7 @@ use http_body::Body;
 use prometheus_client::registry::Registry;
 use updraft_invoke::{Invoker, Scheme, call_id};
 use updraft_model::{FunctionId, OwnerName};
-use updraft_store::queue::{CallStore, CallToAdd, Client, Lost, RequestHead, StoredBody};
+use updraft_store::queue::{CallStore, CallToAdd, Client, RequestHead, StoredBody};
 
 use crate::dispatch::Running;
 use crate::lanes::{NoPlace, Places};
@@ -28,7 +28,7 @@ const REDRIVE_STEP: u32 = 200;
 #[derive(Debug)]
 pub struct QueueParts {
     /// The record of calls.
-    pub store: CallStore,
+    pub store: Arc<dyn CallStore>,
     /// What makes the calls.
     pub invoker: Arc<Invoker>,
     /// Limits.
@@ -48,13 +48,18 @@ impl fmt::Debug for Queue {
 }
 
 impl Queue {
-    /// Takes up what an earlier process left and begins to make calls.
+    /// Takes up what an earlier process left and begins to make calls. When the record is kept
+    /// elsewhere and is away, that goes on in the background; calls are refused meanwhile.
     ///
     /// # Errors
     /// The machine's fault: the record cannot be read or written.
     pub async fn start(parts: QueueParts) -> Result<Arc<Self>, QueueError> {
-        let shared = Shared::open(parts).await?;
-        let running = Running::start(&shared);
+        let shared = Shared::open(parts)?;
+        let running = match shared.take_up().await {
+            Ok(()) => Running::start(&shared),
+            Err(error) if error.is_unavailable() => Running::start_later(&shared, &error),
+            Err(error) => return Err(error.into()),
+        };
         Ok(Arc::new(Self { shared, running: Mutex::new(Some(running)) }))
     }
 
@@ -71,13 +76,16 @@ impl Queue {
         if shared.stopping.is_cancelled() {
             return Err(SubmitError::Stopping);
         }
+        if !shared.is_taken_up() {
+            return Err(SubmitError::Away);
+        }
         call.prepare(&shared.options)?;
         let function = shared.invoker.find(&call.function.to_string());
         let function =
             function.ok_or_else(|| SubmitError::UnknownFunction(call.function.clone()))?;
         let spec = function.spec();
         let place = Place::take(shared, call.function, spec.owner(), queue_name(spec))?;
-        let body = take_body(&shared.store, &shared.options, body).await?;
+        let body = take_body(&*shared.store, &shared.options, body).await?;
         let length = body.length();
         let file = match &body {
             StoredBody::Blob(name, _) => Some(name.clone()),
@@ -107,10 +115,10 @@ impl Queue {
                 Ok(id)
             }
             Err(error) => {
-                // The commit may have happened for all we know; then the file is still needed, and
-                // else the next start sweeps it.
+                // It may be kept for all we know; then the body is still needed, and else the next
+                // start sweeps it.
                 if let (Some(file), updraft_store::StoreError::Sqlite { .. }) = (file, &error) {
-                    shared.remove_bodies(Lost(vec![file])).await;
+                    shared.store.remove_body(file).await;
                 }
                 Err(error.into())
             }
@@ -147,10 +155,9 @@ impl Queue {
     /// The machine's fault.
     pub async fn cancel(&self, id: &CallId) -> Result<bool, QueueError> {
         let shared = &self.shared;
-        let Some((record, lost)) = shared.store.cancel(id).await? else { return Ok(false) };
+        let Some(record) = shared.store.cancel(id).await? else { return Ok(false) };
         shared.hang_up(record.number);
         shared.lanes().gone(&record.function, 1, record.body_length);
-        shared.remove_bodies(lost).await;
         Ok(true)
     }
 
@@ -185,9 +192,8 @@ impl Queue {
     /// # Errors
     /// The machine's fault.
     pub async fn discard(&self, id: &CallId) -> Result<bool, QueueError> {
-        let Some((record, lost)) = self.shared.store.discard(id).await? else { return Ok(false) };
+        let Some(record) = self.shared.store.discard(id).await? else { return Ok(false) };
         self.shared.forgotten(&[record]);
-        self.shared.remove_bodies(lost).await;
         Ok(true)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -11,16 +11,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_invoke::Invoker;
 use updraft_model::FunctionId;
-use updraft_store::queue::{Attempt, CallRecord, CallStore, LeasedCall, Lost};
+use updraft_store::StoreError;
+use updraft_store::queue::{Attempt, CallRecord, CallStore, LeasedCall};
 
 use crate::callback::Caller;
 use crate::lanes::Lanes;
 use crate::queue::QueueParts;
-use crate::submit::BODIES;
 use crate::{QueueError, QueueOptions};
 
 pub(crate) struct Shared {
-    pub(crate) store: CallStore,
+    pub(crate) store: Arc<dyn CallStore>,
+    /// Whether what is on record was taken up.
+    taken_up: AtomicBool,
     pub(crate) invoker: Arc<Invoker>,
     pub(crate) options: QueueOptions,
     lanes: Mutex<Lanes>,
@@ -89,24 +91,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Takes up what is on record.
-    pub(crate) async fn open(parts: QueueParts) -> Result<Arc<Self>, QueueError> {
+    pub(crate) fn open(parts: QueueParts) -> Result<Arc<Self>, QueueError> {
         let QueueParts { store, invoker, options } = parts;
-        let recovered = store.recover().await?;
-        let on_record = store.blobs_on_record().await?;
-        let bodies = BODIES.parse().expect("the folder's name is a blob name");
-        let swept = store.blobs().sweep(&bodies, move |name| on_record.contains(name)).await?;
-        let waiting = store.waiting().await?;
-        let dead = store.dead().await?;
-        let calls: u64 = waiting.iter().map(|waiting| waiting.calls).sum();
-        if calls > 0 || swept > 0 {
-            tracing::info!(calls, recovered, swept, "asynchronous calls go on");
-        }
         let caller = Caller::new(&options.callback)?;
         Ok(Arc::new(Self {
-            lanes: Mutex::new(Lanes::of(waiting)),
+            taken_up: AtomicBool::new(false),
+            lanes: Mutex::default(),
             held: Mutex::default(),
-            dead: Mutex::new(dead.into_iter().collect()),
+            dead: Mutex::default(),
             counts: Counts::default(),
             work: Notify::new(),
             tell: Notify::new(),
@@ -120,6 +112,41 @@ impl Shared {
             invoker,
             options,
         }))
+    }
+
+    /// Takes up what is on record; calls are accepted from then on.
+    pub(crate) async fn take_up(&self) -> Result<(), StoreError> {
+        let recovered = self.store.recover().await?;
+        let waiting = self.store.waiting().await?;
+        let dead = self.store.dead().await?;
+        let calls: u64 = waiting.iter().map(|waiting| waiting.calls).sum();
+        if calls > 0 {
+            tracing::info!(calls, recovered, "asynchronous calls go on");
+        }
+        *self.lanes() = Lanes::of(waiting);
+        *locked(&self.dead) = dead.into_iter().collect();
+        self.taken_up.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn is_taken_up(&self) -> bool {
+        self.taken_up.load(Ordering::Acquire)
+    }
+
+    /// Looks at what others did to the calls that this instance shares with them.
+    pub(crate) async fn follow(&self) -> Result<(), StoreError> {
+        let before = self.lanes().changes();
+        let (waiting, dead) = (self.store.waiting().await?, self.store.dead().await?);
+        self.lanes().follow(waiting, &before);
+        *locked(&self.dead) = dead.into_iter().collect();
+        for attempt in self.held() {
+            if !self.store.holds(attempt).await? {
+                self.hang_up(attempt.call);
+            }
+        }
+        self.work.notify_one();
+        self.tell.notify_one();
+        Ok(())
     }
 
     pub(crate) fn lanes(&self) -> MutexGuard<'_, Lanes> {
@@ -207,15 +234,5 @@ impl Shared {
     /// The attempts under way.
     pub(crate) fn held(&self) -> Vec<Attempt> {
         locked(&self.held).values().map(|held| held.attempt).collect()
-    }
-
-    /// Removes files of bodies that no record names any more. What cannot be removed now is swept
-    /// at the next start.
-    pub(crate) async fn remove_bodies(&self, lost: Lost) {
-        for name in lost.0 {
-            if let Err(error) = self.store.blobs().remove(&name).await {
-                tracing::warn!(%error, "the body of a finished call is still there");
-            }
-        }
     }
 }

@@ -9,14 +9,10 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use updraft_invoke::Caller;
 use updraft_model::{FunctionId, FunctionSpec, annotations};
-use updraft_store::queue::{CallStore, StoredBody};
-use updraft_store::{BlobName, BlobUpload};
+use updraft_store::queue::{BodyWriter, CallStore, StoredBody};
 
 use crate::QueueOptions;
 use crate::error::SubmitError;
-
-/// The folder of bodies that are too long for the database.
-pub(crate) const BODIES: &str = "bodies";
 
 /// The queue of functions that name none.
 const USUAL_QUEUE: &str = "faas-request";
@@ -115,7 +111,7 @@ pub(crate) fn queue_name(spec: &FunctionSpec) -> &str {
 
 /// Takes a body in: short ones stay in memory, long ones go to a file as they come.
 pub(crate) async fn take_body<B>(
-    store: &CallStore,
+    store: &dyn CallStore,
     options: &QueueOptions,
     body: B,
 ) -> Result<StoredBody, SubmitError>
@@ -129,7 +125,7 @@ where
     }
     let mut body = pin!(body);
     let mut inline = BytesMut::new();
-    let mut file: Option<(BlobName, BlobUpload)> = None;
+    let mut file: Option<Box<dyn BodyWriter>> = None;
     let mut length = 0;
     loop {
         let frame = tokio::time::timeout(options.body_patience, body.frame())
@@ -143,14 +139,13 @@ where
         if length > limit {
             return Err(SubmitError::TooLarge { limit });
         }
-        if let Some((_, file)) = &mut file {
+        if let Some(file) = &mut file {
             file.append(piece).await?;
         } else if inline.len() + piece.len() > options.inline_body {
-            let name = new_blob_name();
-            let mut upload = store.blobs().upload(&name).await?;
+            let mut upload = store.new_body().await?;
             upload.append(inline.split().freeze()).await?;
             upload.append(piece).await?;
-            file = Some((name, upload));
+            file = Some(upload);
         } else if inline.is_empty() && body.is_end_stream() {
             // The usual case: one piece, not copied.
             return Ok(StoredBody::Inline(piece));
@@ -160,15 +155,6 @@ where
     }
     match file {
         None => Ok(StoredBody::Inline(inline.freeze())),
-        Some((name, upload)) => {
-            upload.finish().await?;
-            Ok(StoredBody::Blob(name, length))
-        }
+        Some(upload) => Ok(StoredBody::Blob(upload.finish().await?, length)),
     }
-}
-
-fn new_blob_name() -> BlobName {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).expect("the kernel has random bytes once it is up");
-    format!("{BODIES}/{}", hex::encode(random)).parse().expect("hex digits are a blob name")
 }

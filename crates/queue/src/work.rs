@@ -2,17 +2,21 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 use updraft_invoke::{CALL_ID, Caller, Function, INTERNAL, InvokeBody, RequestBody, Scheme};
-use updraft_store::queue::{Attempt, CallRecord, CallState, LeasedCall, Outcome, StoredBody};
-use updraft_store::{BlobError, BlobReader};
+use updraft_store::queue::{
+    Attempt, BodyPieces, CallRecord, CallState, LeasedCall, Outcome, StoredBody,
+};
 
 use crate::policy::{RetryPolicy, Verdict, jitter};
 use crate::shared::{Shared, count, in_future};
@@ -65,6 +69,8 @@ enum End {
     Bodiless(String),
     /// Somebody cancelled the call, or another worker has it.
     HungUp,
+    /// What keeps its body is away: no attempt can be made now.
+    Postponed,
     /// The queue stops.
     Abandoned,
 }
@@ -110,6 +116,7 @@ pub(crate) async fn make(held: Held, call: LeasedCall) {
     match ended {
         End::HungUp => {}
         End::Abandoned => give_back(&shared, attempt, &record, Duration::ZERO).await,
+        End::Postponed => give_back(&shared, attempt, &record, policy.min_wait).await,
         End::Bodiless(reason) => {
             end(&shared, attempt, &record, CallState::Dead, failed(reason)).await;
         }
@@ -204,8 +211,8 @@ async fn end(
         );
     }
     match shared.store.finish(attempt, state, outcome).await {
-        Ok(None) => {}
-        Ok(Some(bodies)) => {
+        Ok(false) => {}
+        Ok(true) => {
             shared.lanes().gone(&record.function, 1, record.body_length);
             if state == CallState::Dead {
                 shared.more_dead(&record.function, 1);
@@ -214,7 +221,6 @@ async fn end(
                 shared.tell.notify_one();
             }
             shared.ended.notify_one();
-            shared.remove_bodies(bodies).await;
         }
         Err(error) => lost(record, &error),
     }
@@ -234,9 +240,10 @@ async fn attempt_once(
 ) -> End {
     let body = match body {
         StoredBody::Inline(bytes) => RequestBody::from(bytes),
-        StoredBody::Blob(name, _) => match shared.store.blobs().open_blob(&name).await {
-            Ok(Some(reader)) => RequestBody::kept(BlobBody::new(reader)),
+        StoredBody::Blob(name, length) => match shared.store.open_body(&name).await {
+            Ok(Some(pieces)) => RequestBody::kept(KeptBody { pieces, left: length }),
             Ok(None) => return End::Bodiless("the body of the call is gone".to_owned()),
+            Err(error) if error.is_unavailable() => return End::Postponed,
             Err(error) => return End::Bodiless(format!("{error}")),
         },
     };
@@ -287,55 +294,40 @@ async fn take_answer(response: Response<InvokeBody>, keep: usize, limit: Duratio
     Answer { status: head.status, headers: head.headers, body: kept.freeze(), length, internal }
 }
 
-type Reading = std::pin::Pin<
-    Box<dyn Future<Output = Result<Option<(Vec<u8>, BlobReader)>, BlobError>> + Send + Sync>,
->;
-
 /// A kept body on its way to the function.
-struct BlobBody {
-    reading: Option<Reading>,
+struct KeptBody {
+    pieces: BodyPieces,
     left: u64,
 }
 
-impl BlobBody {
-    fn new(reader: BlobReader) -> Self {
-        let left = reader.length();
-        Self { reading: Some(Box::pin(reader.next())), left }
-    }
-}
-
-impl fmt::Debug for BlobBody {
+impl fmt::Debug for KeptBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlobBody").field("left", &self.left).finish_non_exhaustive()
+        f.debug_struct("KeptBody").field("left", &self.left).finish_non_exhaustive()
     }
 }
 
-impl Body for BlobBody {
+impl Body for KeptBody {
     type Data = Bytes;
     type Error = std::io::Error;
 
     fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-        use std::task::Poll;
-        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
-        match reading.as_mut().poll(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(Some((piece, reader)))) => {
-                self.left = self.left.saturating_sub(piece.len() as u64);
-                self.reading = (self.left > 0).then(|| Box::pin(reader.next()) as Reading);
-                Poll::Ready(Some(Ok(Frame::data(piece.into()))))
-            }
-            Poll::Ready(Ok(None)) => {
-                self.reading = None;
-                Poll::Ready(None)
-            }
-            Poll::Ready(Err(error)) => {
-                self.reading = None;
-                Poll::Ready(Some(Err(std::io::Error::other(error))))
-            }
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
         }
+        let piece = match ready!(self.pieces.poll_next_unpin(context)) {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => {
+                let short = format!("{} bytes of the kept body are missing", self.left);
+                self.left = 0;
+                return Poll::Ready(Some(Err(std::io::Error::other(short))));
+            }
+        };
+        self.left = self.left.saturating_sub(piece.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {

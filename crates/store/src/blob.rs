@@ -34,6 +34,13 @@ impl BlobName {
         Self(format!("build-logs/{build}.log"))
     }
 
+    /// A new name in `folder`, which must be a blob name itself.
+    pub fn random(folder: &str) -> Self {
+        let mut random = [0_u8; 16];
+        getrandom::fill(&mut random).expect("the kernel has random bytes once it is up");
+        Self(format!("{folder}/{:032x}", u128::from_ne_bytes(random)))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -25,6 +25,15 @@ const WRITE_QUEUE: usize = 1024;
 /// Writes that share one transaction at most, so that the first of them is not kept waiting.
 const GROUP_MAX: usize = 256;
 
+/// What a write that has returned outlives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// A loss of power.
+    Disk,
+    /// Nothing: the file can be made anew from elsewhere.
+    None,
+}
+
 /// One write: runs inside the group's transaction and gives what to do once that has ended.
 type Job = Box<dyn FnOnce(&Connection) -> Finish + Send>;
 
@@ -46,8 +55,17 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    pub(crate) fn open(path: &Path, migrations: &[M<'static>]) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        path: &Path,
+        migrations: &[M<'static>],
+        durability: Durability,
+    ) -> Result<Self, StoreError> {
         let mut writer = schema::open_and_migrate(path, migrations)?;
+        if durability == Durability::None {
+            writer
+                .pragma_update(None, "synchronous", "off")
+                .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        }
         let (writes, queue) = mpsc::channel(WRITE_QUEUE);
         std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -204,7 +222,9 @@ mod tests {
 
     fn database() -> (tempfile::TempDir, Database) {
         let folder = tempfile::tempdir().unwrap();
-        let database = Database::open(&folder.path().join("updraft.db"), schema::RECORDS).unwrap();
+        let database =
+            Database::open(&folder.path().join("updraft.db"), schema::RECORDS, Durability::Disk)
+                .unwrap();
         (folder, database)
     }
 

@@ -57,10 +57,41 @@ pub enum StoreError {
         /// Why the transaction failed.
         reason: String,
     },
+    /// A body or log beside the records could not be used.
+    #[error(transparent)]
+    Blob(#[from] crate::BlobError),
+    /// What keeps the records is on another machine, and cannot be reached or takes nothing now.
+    /// Trying again in a moment makes sense; whether this attempt was kept is not known.
+    #[error("cannot {doing}: {keeper} is not available now ({reason})")]
+    Unavailable {
+        /// What was attempted.
+        doing: &'static str,
+        /// Who keeps the records, for instance `NATS at 127.0.0.1:4222`.
+        keeper: String,
+        /// Why.
+        reason: String,
+    },
+    /// What keeps the records refused, or gave what nobody can read.
+    #[error("cannot {doing} with {keeper}: {reason}")]
+    Refused {
+        /// What was attempted.
+        doing: &'static str,
+        /// Who keeps the records.
+        keeper: String,
+        /// Why.
+        reason: String,
+    },
     /// The store is shutting down, or a worker of it has died.
     #[error("cannot {doing}: the store is closed")]
     Closed {
         /// What was attempted.
         doing: &'static str,
     },
+}
+
+impl StoreError {
+    /// Whether trying again in a moment makes sense.
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
 }

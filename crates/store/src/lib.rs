@@ -42,7 +42,7 @@ pub use release::{NewRelease, Release};
 pub use repository::{DeclaredFunction, Repository};
 pub use token::{CreateTokenError, NewToken, Token, TokenSecret};
 
-use database::Database;
+use database::{Database, Durability};
 
 /// The store: cheap to clone, one writer and a few readers behind all clones.
 #[derive(Debug, Clone)]
@@ -63,7 +63,10 @@ impl Store {
     pub fn open(path: &Path, blobs: &Path) -> Result<Self, StoreError> {
         let blobs = Blobs::open(blobs)
             .map_err(|source| StoreError::Folder { path: blobs.to_owned(), source })?;
-        Ok(Self { database: Arc::new(Database::open(path, schema::RECORDS)?), blobs })
+        Ok(Self {
+            database: Arc::new(Database::open(path, schema::RECORDS, Durability::Disk)?),
+            blobs,
+        })
     }
 
     /// The blobs that belong to the records.

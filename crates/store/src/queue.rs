@@ -1,19 +1,24 @@
 //! Asynchronous calls on record: what is to be called, what came of it, who is still to be told.
 //!
-//! The calls lie in a database file of their own. A worker leases a call before it makes it: the
-//! lease carries a moment, and one that is not renewed until then lets the call go to another
-//! worker. Every write about a leased call names its attempt, so that a worker who lost its lease
-//! changes nothing. Which call is made when, and what an answer means, is decided elsewhere.
+//! [`CallStore`] is what the queue asks of whoever keeps calls. [`SqliteCallStore`] keeps them in a
+//! database file of their own; another home needs a [`CallIndex`] to look things up in.
+//!
+//! A worker leases a call before it makes it: the lease carries a moment, and one that is not
+//! renewed until then lets the call go to another worker. Every write about a leased call names its
+//! attempt, so that a worker who lost its lease changes nothing. Which call is made when, and what
+//! an answer means, is decided elsewhere.
 
 mod callback;
 mod form;
+mod index;
 mod lease;
 mod list;
+mod port;
 mod record;
+mod sqlite;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -24,14 +29,15 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use updraft_model::{FunctionId, OwnerName};
 
-use crate::database::Database;
-use crate::error::StoreError;
-use crate::{BlobName, Blobs, schema};
+use crate::BlobName;
 
-pub use callback::LeasedCallback;
+pub use callback::{CallbacksDue, LeasedCallback};
+pub use index::{CallIndex, IndexEntry};
 pub use lease::{Attempt, LeasedCall, Leases, Lost, Outcome};
 pub use list::{CallFilter, Expiry};
+pub use port::{BodyPieces, BodyWriter, CallStore};
 pub use record::{CallRecord, CallResult, CallState, CallbackRecord, CallbackState};
+pub use sqlite::SqliteCallStore;
 
 /// Longest call id.
 const ID_MAX: usize = 128;
@@ -157,30 +163,4 @@ pub struct Waiting {
     pub due: Timestamp,
     /// When the oldest of them came.
     pub oldest: Timestamp,
-}
-
-/// The record of calls: cheap to clone, one writer behind all clones.
-#[derive(Debug, Clone)]
-pub struct CallStore {
-    database: Arc<Database>,
-    blobs: Blobs,
-}
-
-impl CallStore {
-    /// Opens the file and the folder of bodies, creating or migrating them as needed. Blocks for
-    /// some milliseconds.
-    ///
-    /// # Errors
-    /// The machine's fault (no space, no permission), or the operator's: a database written by a
-    /// newer version of Updraft is refused untouched.
-    pub fn open(path: &Path, blobs: &Path) -> Result<Self, StoreError> {
-        let blobs = Blobs::open(blobs)
-            .map_err(|source| StoreError::Folder { path: blobs.to_owned(), source })?;
-        Ok(Self { database: Arc::new(Database::open(path, schema::QUEUE)?), blobs })
-    }
-
-    /// The bodies that are too long for the database.
-    pub const fn blobs(&self) -> &Blobs {
-        &self.blobs
-    }
 }

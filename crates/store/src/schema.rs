@@ -14,7 +14,11 @@ use crate::error::StoreError;
 pub(crate) const RECORDS: &[M<'static>] = &[M::up(include_str!("schema/v1.sql"))];
 
 /// The tables of asynchronous calls, which lie in a file of their own.
-pub(crate) const QUEUE: &[M<'static>] = &[M::up(include_str!("schema/queue_v1.sql"))];
+pub(crate) const QUEUE: &[M<'static>] =
+    &[M::up(include_str!("schema/queue_v1.sql")), M::up(include_str!("schema/queue_v2.sql"))];
+
+/// What is looked up about calls that are kept elsewhere. Never migrated: it is made anew.
+pub(crate) const QUEUE_INDEX: &[M<'static>] = &[M::up(include_str!("schema/queue_index.sql"))];
 
 /// Opens the writing connection and brings the tables to this version's form.
 pub(crate) fn open_and_migrate(

@@ -8,11 +8,12 @@ use http::HeaderMap;
 use jiff::Timestamp;
 use updraft_model::FunctionId;
 use updraft_store::queue::{
-    CallFilter, CallId, CallState, CallStore, CallToAdd, Client, Outcome, RequestHead, StoredBody,
+    CallFilter, CallId, CallState, CallToAdd, Client, Outcome, RequestHead, SqliteCallStore,
+    StoredBody,
 };
 
-fn open(folder: &Path) -> CallStore {
-    CallStore::open(&folder.join("queue.db"), &folder.join("queue")).unwrap()
+fn open(folder: &Path) -> SqliteCallStore {
+    SqliteCallStore::open(&folder.join("queue.db"), &folder.join("queue")).unwrap()
 }
 
 fn id(text: &str) -> CallId {

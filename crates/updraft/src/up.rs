@@ -23,7 +23,7 @@ use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts,
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
 use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
-use updraft_queue::{CallStore, Queue, QueueParts, ScheduleParts, Schedules, SigningKey};
+use updraft_queue::{Queue, QueueParts, ScheduleParts, Schedules, SigningKey, SqliteCallStore};
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
@@ -188,7 +188,7 @@ impl Cloud {
             },
         );
         let queue = Queue::start(QueueParts {
-            store: CallStore::open(&data_dir.queue(), &data_dir.queue_blobs())?,
+            store: Arc::new(SqliteCallStore::open(&data_dir.queue(), &data_dir.queue_blobs())?),
             invoker: Arc::clone(&invoker),
             options: config.queue.options(
                 config.root.as_str(),

@@ -16,7 +16,7 @@ use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
 use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, UrlOf};
 use updraft_queue::{
-    CallStore, CallbackOptions, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules,
+    SqliteCallStore, CallbackOptions, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules,
     SigningKey,
 };
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
@@ -53,7 +53,7 @@ pub(crate) struct Host {
     pub(crate) folder: TempDir,
     pub(crate) store: Store,
     pub(crate) engine: Arc<MemoryEngine>,
-    pub(crate) calls: CallStore,
+    pub(crate) calls: SqliteCallStore,
     pub(crate) router: Router,
     pub(crate) address: SocketAddr,
     pub(crate) alice_token: String,
@@ -86,10 +86,10 @@ impl Host {
         .unwrap();
         let key = SigningKey::new([7; 32]);
         let callback = CallbackOptions::usual("localhost", 8080, key, "0.1.0");
-        let calls = CallStore::open(&path("queue.db"), &path("queue")).unwrap();
+        let calls = SqliteCallStore::open(&path("queue.db"), &path("queue")).unwrap();
         let invoker = Invoker::new(engine.clone(), InvokeOptions::new("0.1.0"));
         let queue = Queue::start(QueueParts {
-            store: calls.clone(),
+            store: Arc::new(calls.clone()),
             invoker: Arc::clone(&invoker),
             options: QueueOptions::usual(callback),
         })

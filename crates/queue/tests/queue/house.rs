@@ -19,8 +19,8 @@ use updraft_engine::{Endpoint, ReplicaId, ReplicaLoad};
 use updraft_invoke::{Caller, Function, InvokeOptions, Invoker, Scheme};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, labels};
 use updraft_queue::{
-    CallFilter, CallId, CallRecord, CallState, CallStore, CallbackOptions, NewCall, Queue,
-    QueueOptions, QueueParts, RetryPolicy, SigningKey, SubmitError,
+    CallFilter, CallId, CallRecord, CallState, CallbackOptions, NewCall, Queue, QueueOptions,
+    QueueParts, RetryPolicy, SigningKey, SqliteCallStore, SubmitError,
 };
 
 use crate::double::Double;
@@ -171,9 +171,14 @@ async fn open(
     options: &QueueOptions,
 ) -> (Arc<Invoker>, Arc<Queue>) {
     let store =
-        CallStore::open(&folder.path().join("queue.db"), &folder.path().join("blobs")).unwrap();
+        SqliteCallStore::open(&folder.path().join("queue.db"), &folder.path().join("blobs"))
+            .unwrap();
     let invoker = Invoker::new(Arc::<Double>::clone(engine), InvokeOptions::new("1.2.3"));
-    let parts = QueueParts { store, invoker: Arc::clone(&invoker), options: options.clone() };
+    let parts = QueueParts {
+        store: Arc::new(store),
+        invoker: Arc::clone(&invoker),
+        options: options.clone(),
+    };
     (invoker, Queue::start(parts).await.unwrap())
 }
 

@@ -1,12 +1,13 @@
 //! Telling whoever asked to be told: leased and retried as calls are.
 
 use jiff::Timestamp;
-use rusqlite::OptionalExtension;
+use rusqlite::Connection;
+use updraft_model::OwnerName;
 
 use super::record::{COLUMN_COUNT, COLUMNS, record, result};
-use super::{Attempt, CallRecord, CallResult, CallStore};
+use super::{Attempt, CallRecord, CallResult, SqliteCallStore};
 use crate::error::StoreError;
-use crate::stored::{moment, now};
+use crate::stored::{moment, now, optional_text};
 
 /// A callback that a worker holds.
 #[derive(Debug)]
@@ -19,23 +20,48 @@ pub struct LeasedCallback {
     pub result: Option<CallResult>,
 }
 
-impl CallStore {
-    /// Leases up to `count` callbacks that are due until `until`; and when the next one is due.
+/// When the next callback of an owner's calls is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallbacksDue {
+    /// Whose calls, if anybody's.
+    pub owner: Option<OwnerName>,
+    /// When.
+    pub due: Timestamp,
+}
+
+/// Whose callbacks are to be made.
+pub(super) fn due(c: &Connection) -> rusqlite::Result<Vec<CallbacksDue>> {
+    c.prepare_cached(
+        "SELECT owner, min(callback_due) FROM calls WHERE callback_state = 1 GROUP BY owner",
+    )?
+    .query_map([], |row| Ok(CallbacksDue { owner: optional_text(row, 0)?, due: moment(row, 1)? }))?
+    .collect()
+}
+
+impl SqliteCallStore {
+    /// Whose callbacks are to be made, and when the first of each is due.
+    pub async fn callbacks_due(&self) -> Result<Vec<CallbacksDue>, StoreError> {
+        self.database.read("find the callbacks", due).await
+    }
+
+    /// Leases up to `count` callbacks of an owner's calls that are due, until `until`.
     pub async fn lease_callbacks(
         &self,
+        owner: Option<&OwnerName>,
         count: u32,
         until: Timestamp,
-    ) -> Result<(Vec<LeasedCallback>, Option<Timestamp>), StoreError> {
+    ) -> Result<Vec<LeasedCallback>, StoreError> {
+        let owner = owner.cloned();
         self.database
             .write("lease callbacks", move |c| {
                 let leased: Vec<LeasedCallback> = c
                     .prepare_cached(&format!(
                         "SELECT {COLUMNS}, r.headers, r.body, r.length
                          FROM calls c LEFT JOIN results r ON r.seq = c.seq
-                         WHERE c.callback_state = 1 AND c.callback_due <= ?1
-                         ORDER BY c.callback_due LIMIT ?2"
+                         WHERE c.callback_state = 1 AND c.owner IS ?1 AND c.callback_due <= ?2
+                         ORDER BY c.callback_due LIMIT ?3"
                     ))?
-                    .query_map((now(), count), |row| {
+                    .query_map((owner.as_ref().map(OwnerName::as_str), now(), count), |row| {
                         let mut record = record(row)?;
                         let number = match &mut record.callback {
                             None => 1,
@@ -60,14 +86,7 @@ impl CallStore {
                     let Attempt { call, number } = callback.attempt;
                     lease.execute((call, number, until.as_millisecond()))?;
                 }
-                let next = c
-                    .prepare_cached(
-                        "SELECT callback_due FROM calls WHERE callback_state = 1
-                         ORDER BY callback_due LIMIT 1",
-                    )?
-                    .query_row([], |row| moment(row, 0))
-                    .optional()?;
-                Ok((leased, next))
+                Ok(leased)
             })
             .await
     }

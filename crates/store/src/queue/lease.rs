@@ -9,15 +9,17 @@ use updraft_model::FunctionId;
 
 use super::form::{Head, function, headers_to_column, number};
 use super::record::{COLUMN_COUNT, COLUMNS, record};
-use super::{CallId, CallRecord, CallState, CallStore, RequestHead, StoredBody, Waiting};
+use super::{CallId, CallRecord, CallState, RequestHead, SqliteCallStore, StoredBody, Waiting};
 use crate::error::StoreError;
 use crate::stored::{moment, now, optional_text};
 
 /// One attempt at one call: only its holder may say what came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
-    pub(super) call: i64,
-    pub(super) number: u32,
+    /// The number of the call.
+    pub call: i64,
+    /// Which attempt at it, or at its callback, from 1 on.
+    pub number: u32,
 }
 
 /// A call that a worker holds.
@@ -64,7 +66,7 @@ fn milliseconds(moment: Timestamp) -> i64 {
     moment.as_millisecond()
 }
 
-fn micros(took: Duration) -> i64 {
+pub(super) fn micros(took: Duration) -> i64 {
     i64::try_from(took.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -98,7 +100,28 @@ pub(super) fn drop_request(c: &Connection, call: i64, lost: &mut Lost) -> rusqli
     Ok(())
 }
 
-impl CallStore {
+/// Every function that has calls waiting or running.
+pub(super) fn waiting(c: &Connection) -> rusqlite::Result<Vec<Waiting>> {
+    c.prepare_cached(
+        "SELECT function, max(owner), max(queue), count(*), sum(body_length), min(due),
+             min(created_at)
+         FROM calls WHERE state <= 1 GROUP BY function",
+    )?
+    .query_map([], |row| {
+        Ok(Waiting {
+            function: function(row, 0)?,
+            owner: optional_text(row, 1)?,
+            queue: row.get(2)?,
+            calls: row.get::<_, i64>(3)?.unsigned_abs(),
+            bytes: row.get::<_, i64>(4)?.unsigned_abs(),
+            due: moment(row, 5)?,
+            oldest: moment(row, 6)?,
+        })
+    })?
+    .collect()
+}
+
+impl SqliteCallStore {
     /// Takes back what workers of an earlier process held. Call it once, before any lease.
     /// Returns how many calls that were.
     pub async fn recover(&self) -> Result<usize, StoreError> {
@@ -112,27 +135,7 @@ impl CallStore {
 
     /// Every function that has calls waiting.
     pub async fn waiting(&self) -> Result<Vec<Waiting>, StoreError> {
-        self.database
-            .read("count the calls", |c| {
-                c.prepare_cached(
-                    "SELECT function, max(owner), max(queue), count(*), sum(body_length), min(due),
-                         min(created_at)
-                     FROM calls WHERE state <= 1 GROUP BY function",
-                )?
-                .query_map([], |row| {
-                    Ok(Waiting {
-                        function: function(row, 0)?,
-                        owner: optional_text(row, 1)?,
-                        queue: row.get(2)?,
-                        calls: row.get::<_, i64>(3)?.unsigned_abs(),
-                        bytes: row.get::<_, i64>(4)?.unsigned_abs(),
-                        due: moment(row, 5)?,
-                        oldest: moment(row, 6)?,
-                    })
-                })?
-                .collect()
-            })
-            .await
+        self.database.read("count the calls", waiting).await
     }
 
     /// Leases up to `count` calls of a function that are due, until `until`.

@@ -2,14 +2,14 @@
 
 use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{OptionalExtension, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use std::collections::HashSet;
 use updraft_model::{FunctionId, OwnerName};
 
 use super::form::{function, number};
 use super::lease::{Lost, drop_request};
 use super::record::{COLUMNS, record};
-use super::{CallId, CallRecord, CallState, CallStore};
+use super::{CallId, CallRecord, CallState, SqliteCallStore};
 use crate::BlobName;
 use crate::error::StoreError;
 use crate::stored::{moment, now, optional_text};
@@ -52,7 +52,7 @@ const LIST_USUAL: u32 = 100;
 
 impl CallFilter {
     /// The condition and its parameters.
-    fn to_sql(&self) -> (String, Vec<Value>) {
+    pub(super) fn to_sql(&self) -> (String, Vec<Value>) {
         let mut conditions = vec!["1".to_owned()];
         let mut values = Vec::new();
         if let Some(state) = self.state {
@@ -82,35 +82,77 @@ impl CallFilter {
     }
 }
 
-impl CallStore {
+/// The calls that the filter lets through, newest first.
+pub(super) fn calls(c: &Connection, filter: &CallFilter) -> rusqlite::Result<Vec<CallRecord>> {
+    let (condition, values) = filter.to_sql();
+    let limit = if filter.limit == 0 { LIST_USUAL } else { filter.limit.min(LIST_MAX) };
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM calls c WHERE {condition} ORDER BY c.seq DESC LIMIT {limit}"
+    ))?
+    .query_map(params_from_iter(values), record)?
+    .collect()
+}
+
+/// How many dead letters each function has.
+pub(super) fn dead(c: &Connection) -> rusqlite::Result<Vec<(FunctionId, u64)>> {
+    c.prepare_cached(
+        "SELECT function, count(*) FROM calls WHERE state = 3 AND state >= 2 GROUP BY function",
+    )?
+    .query_map([], |row| Ok((function(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())))?
+    .collect()
+}
+
+/// When the oldest ended call ended, if there is one.
+pub(super) fn oldest_end(c: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+    c.prepare_cached("SELECT finished_at FROM calls WHERE state >= 2 ORDER BY finished_at LIMIT 1")?
+        .query_row([], |row| moment(row, 0))
+        .optional()
+}
+
+/// Ended calls that are too old or too many.
+pub(super) fn expired(c: &Connection, expiry: Expiry) -> rusqlite::Result<Vec<CallRecord>> {
+    // The newest that is one too many, by state: done and cancelled count alike.
+    let floor = |states: &str, kept: u64| {
+        c.prepare_cached(&format!(
+            "SELECT seq FROM calls WHERE state >= 2 AND state IN ({states})
+             ORDER BY seq DESC LIMIT 1 OFFSET ?1"
+        ))?
+        .query_row([number(kept)], |row| row.get::<_, i64>(0))
+        .optional()
+        .map(|floor| floor.unwrap_or(-1))
+    };
+    let (done_floor, dead_floor) =
+        (floor("2, 4", expiry.done_kept)?, floor("3", expiry.dead_kept)?);
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM calls c
+             WHERE c.state >= 2 AND c.callback_state <> 1 AND (
+                 (c.state IN (2, 4) AND (c.finished_at < ?1 OR c.seq <= ?2))
+                 OR (c.state = 3 AND (c.finished_at < ?3 OR c.seq <= ?4)))
+             ORDER BY c.finished_at LIMIT ?5"
+    ))?
+    .query_map(
+        (
+            expiry.done_before.as_millisecond(),
+            done_floor,
+            expiry.dead_before.as_millisecond(),
+            dead_floor,
+            expiry.step,
+        ),
+        record,
+    )?
+    .collect()
+}
+
+impl SqliteCallStore {
     /// The calls that the filter lets through, newest first.
     pub async fn calls(&self, filter: &CallFilter) -> Result<Vec<CallRecord>, StoreError> {
-        let (condition, values) = filter.to_sql();
-        let limit = if filter.limit == 0 { LIST_USUAL } else { filter.limit.min(LIST_MAX) };
-        self.database
-            .read("list the calls", move |c| {
-                c.prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM calls c WHERE {condition}
-                     ORDER BY c.seq DESC LIMIT {limit}"
-                ))?
-                .query_map(params_from_iter(values), record)?
-                .collect()
-            })
-            .await
+        let filter = filter.clone();
+        self.database.read("list the calls", move |c| calls(c, &filter)).await
     }
 
     /// How many dead letters each function has.
     pub async fn dead(&self) -> Result<Vec<(FunctionId, u64)>, StoreError> {
-        self.database
-            .read("count the dead letters", |c| {
-                c.prepare_cached(
-                    "SELECT function, count(*) FROM calls WHERE state = 3 AND state >= 2
-                     GROUP BY function",
-                )?
-                .query_map([], |row| Ok((function(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())))?
-                .collect()
-            })
-            .await
+        self.database.read("count the dead letters", dead).await
     }
 
     /// Puts a dead letter back into the queue as if it had just come. Nothing when it is none.
@@ -196,37 +238,7 @@ impl CallStore {
     pub async fn expire(&self, expiry: Expiry) -> Result<(Vec<CallRecord>, Lost), StoreError> {
         self.database
             .write("forget old calls", move |c| {
-                // The newest that is one too many, by state: done and cancelled count alike.
-                let floor = |states: &str, kept: u64| {
-                    c.prepare_cached(&format!(
-                        "SELECT seq FROM calls WHERE state >= 2 AND state IN ({states})
-                         ORDER BY seq DESC LIMIT 1 OFFSET ?1"
-                    ))?
-                    .query_row([number(kept)], |row| row.get::<_, i64>(0))
-                    .optional()
-                    .map(|floor| floor.unwrap_or(-1))
-                };
-                let (done_floor, dead_floor) =
-                    (floor("2, 4", expiry.done_kept)?, floor("3", expiry.dead_kept)?);
-                let gone: Vec<CallRecord> = c
-                    .prepare_cached(&format!(
-                        "SELECT {COLUMNS} FROM calls c
-                         WHERE c.state >= 2 AND c.callback_state <> 1 AND (
-                             (c.state IN (2, 4) AND (c.finished_at < ?1 OR c.seq <= ?2))
-                             OR (c.state = 3 AND (c.finished_at < ?3 OR c.seq <= ?4)))
-                         ORDER BY c.finished_at LIMIT ?5"
-                    ))?
-                    .query_map(
-                        (
-                            expiry.done_before.as_millisecond(),
-                            done_floor,
-                            expiry.dead_before.as_millisecond(),
-                            dead_floor,
-                            expiry.step,
-                        ),
-                        record,
-                    )?
-                    .collect::<rusqlite::Result<_>>()?;
+                let gone = expired(c, expiry)?;
                 let mut lost = Lost::default();
                 let mut remove = c.prepare_cached("DELETE FROM calls WHERE seq = ?1")?;
                 for call in &gone {
@@ -240,15 +252,7 @@ impl CallStore {
 
     /// When the oldest ended call ended, if there is one.
     pub async fn oldest_end(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.database
-            .read("find the oldest call", |c| {
-                c.prepare_cached(
-                    "SELECT finished_at FROM calls WHERE state >= 2 ORDER BY finished_at LIMIT 1",
-                )?
-                .query_row([], |row| moment(row, 0))
-                .optional()
-            })
-            .await
+        self.database.read("find the oldest call", oldest_end).await
     }
 
     /// The bodies that records name, for a sweep of those that none does.

@@ -14,7 +14,7 @@ use thiserror::Error;
 use updraft_model::{FunctionId, OwnerName};
 
 use super::form::{Head, function, headers_from_column, number};
-use super::{CallId, CallStore, CallToAdd, StoredBody};
+use super::{CallId, CallToAdd, SqliteCallStore, StoredBody};
 use crate::error::StoreError;
 use crate::stored::{moment, now, optional_moment, optional_text, text};
 
@@ -32,6 +32,11 @@ macro_rules! state_type {
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
             }
+
+            /// The number that stands for it in columns.
+            pub(super) const fn number(self) -> i64 {
+                match self { $(Self::$variant => $number,)+ }
+            }
         }
 
         impl fmt::Display for $name {
@@ -42,7 +47,7 @@ macro_rules! state_type {
 
         impl ToSql for $name {
             fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-                Ok(match self { $(Self::$variant => $number,)+ }.into())
+                Ok(self.number().into())
             }
         }
 
@@ -216,7 +221,7 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
     })
 }
 
-impl CallStore {
+impl SqliteCallStore {
     /// Keeps a call; it is on the disk when this returns. Gives the id it got and when it is due.
     pub async fn add(&self, call: CallToAdd) -> Result<(CallId, Timestamp), StoreError> {
         let added = self
