@@ -12,7 +12,7 @@ use updraft_model::FunctionId;
 use updraft_store::StoreError;
 use updraft_store::queue::Expiry;
 
-use crate::lanes::Turn;
+use crate::lanes::{Limits, Turn};
 use crate::shared::{Shared, in_future, now};
 use crate::{callback, work};
 
@@ -135,7 +135,8 @@ pub(crate) async fn until(due: Option<i64>) {
 async fn give_turns(shared: &Arc<Shared>) {
     let limit_of = |function: &FunctionId| limit_of(shared, function);
     while !shared.stopping.is_cancelled() {
-        let turn = shared.lanes().next(now(), shared.options.concurrency, limit_of);
+        let limits = Limits { all: shared.options.concurrency, queues: &shared.options.queues };
+        let turn = shared.lanes().next(now(), limits, limit_of);
         if let Some(turn) = turn {
             if shared.invoker.find(&turn.function.to_string()).is_some() {
                 take(shared, &turn).await;
@@ -145,7 +146,7 @@ async fn give_turns(shared: &Arc<Shared>) {
             continue;
         }
         // Where everything is busy, the end of an attempt wakes.
-        let due = shared.lanes().next_due(shared.options.concurrency, limit_of);
+        let due = shared.lanes().next_due(limits, limit_of);
         tokio::select! {
             () = shared.work.notified() => {}
             () = until(due) => {}

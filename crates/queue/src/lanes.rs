@@ -74,6 +74,15 @@ pub(crate) enum NoPlace {
     Bytes,
 }
 
+/// How many calls may run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits<'a> {
+    /// Of all functions together.
+    pub(crate) all: usize,
+    /// Of all functions of a queue together, for the queues that have a limit of their own.
+    pub(crate) queues: &'a BTreeMap<String, usize>,
+}
+
 /// How much may wait.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places {
@@ -254,18 +263,33 @@ impl Lanes {
         }
     }
 
-    /// The next turn at `now`, when at most `limit` calls may run and `limit_of` of a function.
+    /// How much room there is in the queues that have a limit of their own.
+    fn in_queues<'a>(&self, limits: Limits<'a>) -> HashMap<&'a str, usize> {
+        let mut room: HashMap<&str, usize> =
+            limits.queues.iter().map(|(name, limit)| (name.as_str(), *limit)).collect();
+        if !room.is_empty() {
+            for lane in self.by_function.values() {
+                if let Some(room) = room.get_mut(lane.queue.as_str()) {
+                    *room = room.saturating_sub(lane.running);
+                }
+            }
+        }
+        room
+    }
+
+    /// The next turn at `now`, when at most so many calls may run and `limit_of` of a function.
     /// The owner who waited longest comes first, then the lane that did.
     pub(crate) fn next(
         &mut self,
         now: Moment,
-        limit: usize,
+        limits: Limits<'_>,
         limit_of: impl Fn(&FunctionId) -> usize,
     ) -> Option<Turn> {
-        let free = limit.saturating_sub(self.running);
+        let free = limits.all.saturating_sub(self.running);
         if free == 0 {
             return None;
         }
+        let in_queues = self.in_queues(limits);
         let mut ready = 0;
         let mut best: Option<((u64, u64), &FunctionId, usize)> = None;
         for (function, lane) in &self.by_function {
@@ -273,6 +297,7 @@ impl Lanes {
                 continue;
             }
             let room = limit_of(function).saturating_sub(lane.running);
+            let room = room.min(in_queues.get(lane.queue.as_str()).copied().unwrap_or(room));
             if room == 0 {
                 continue;
             }
@@ -321,15 +346,17 @@ impl Lanes {
     /// When the next call is due of a lane that has room.
     pub(crate) fn next_due(
         &self,
-        limit: usize,
+        limits: Limits<'_>,
         limit_of: impl Fn(&FunctionId) -> usize,
     ) -> Option<Moment> {
-        if self.running >= limit {
+        if self.running >= limits.all {
             return None;
         }
+        let in_queues = self.in_queues(limits);
         self.by_function
             .iter()
             .filter(|(function, lane)| limit_of(function) > lane.running)
+            .filter(|(_, lane)| in_queues.get(lane.queue.as_str()) != Some(&0))
             .filter_map(|(_, lane)| lane.due)
             .min()
     }
@@ -361,6 +388,10 @@ mod tests {
 
     const PLACES: Places = Places { all: 1000, function: 500, bytes: 1 << 20 };
 
+    fn all(limit: usize) -> Limits<'static> {
+        Limits { all: limit, queues: const { &BTreeMap::new() } }
+    }
+
     fn id(function: &str) -> FunctionId {
         FunctionId::in_default(FunctionName::new(function).unwrap())
     }
@@ -376,7 +407,7 @@ mod tests {
 
     /// Takes a turn as if the record held what the lanes say.
     fn take(lanes: &mut Lanes, limit: usize) -> Option<String> {
-        let turn = lanes.next(0, limit, |_| 100)?;
+        let turn = lanes.next(0, all(limit), |_| 100)?;
         let lane = &lanes.by_function[&turn.function];
         let waiting = usize::try_from(lane.calls).unwrap() - lane.running;
         let taken = turn.count.min(waiting);
@@ -421,25 +452,25 @@ mod tests {
     fn a_call_that_comes_while_a_lease_is_read_is_not_forgotten() {
         let mut lanes = Lanes::default();
         add(&mut lanes, "alice", "f", 1);
-        let turn = lanes.next(0, 10, |_| 10).unwrap();
+        let turn = lanes.next(0, all(10), |_| 10).unwrap();
         add(&mut lanes, "alice", "f", 1);
         // The lease was read before the second call was on record.
         lanes.took(&turn, 1, None);
-        assert!(lanes.next(0, 10, |_| 10).is_some());
+        assert!(lanes.next(0, all(10), |_| 10).is_some());
     }
 
     #[test]
     fn nothing_is_taken_before_it_is_due() {
         let mut lanes = Lanes::default();
         add(&mut lanes, "alice", "f", 1);
-        let turn = lanes.next(0, 10, |_| 10).unwrap();
+        let turn = lanes.next(0, all(10), |_| 10).unwrap();
         lanes.took(&turn, 1, None);
         lanes.due(&id("f"), 500);
         lanes.stopped(&id("f"));
-        assert_eq!(lanes.next(499, 10, |_| 10), None);
-        assert_eq!(lanes.next_due(10, |_| 10), Some(500));
-        assert_eq!(lanes.next_due(10, |_| 0), None);
-        assert!(lanes.next(500, 10, |_| 10).is_some());
+        assert_eq!(lanes.next(499, all(10), |_| 10), None);
+        assert_eq!(lanes.next_due(all(10), |_| 10), Some(500));
+        assert_eq!(lanes.next_due(all(10), |_| 0), None);
+        assert!(lanes.next(500, all(10), |_| 10).is_some());
     }
 
     #[test]
@@ -461,6 +492,32 @@ mod tests {
         assert_eq!(reserve(&mut lanes, "f"), Ok(()));
     }
 
+    #[test]
+    fn a_queue_with_a_limit_of_its_own_keeps_to_it_and_no_other_does() {
+        let queues = BTreeMap::from([("slow".to_owned(), 3)]);
+        let limits = Limits { all: 100, queues: &queues };
+        let mut lanes = Lanes::default();
+        for (function, queue) in [("f", "slow"), ("g", "slow"), ("h", "q")] {
+            for _ in 0..10 {
+                lanes.reserve(&id(function), None, queue.to_owned(), PLACES).unwrap();
+                lanes.kept(&id(function), 1, 0);
+            }
+        }
+        let mut running: HashMap<String, usize> = HashMap::new();
+        while let Some(turn) = lanes.next(0, limits, |_| 10) {
+            let name = turn.function.name.to_string();
+            lanes.took(&turn, turn.count, Some((0, 0)));
+            *running.entry(name).or_default() += turn.count;
+        }
+        assert_eq!(running["f"] + running.get("g").copied().unwrap_or(0), 3);
+        assert_eq!(running["h"], 10);
+        assert_eq!(lanes.next_due(limits, |_| 100), Some(0), "the free queue goes on");
+        assert_eq!(lanes.next_due(limits, |other| usize::from(*other != id("h")) * 100), None);
+        lanes.gone(&id("f"), 1, 1);
+        lanes.stopped(&id("f"));
+        assert!(lanes.next(0, limits, |other| usize::from(*other != id("h")) * 10).is_some());
+    }
+
     proptest! {
         #[test]
         fn limits_hold_and_empty_lanes_leave_nothing(
@@ -474,7 +531,7 @@ mod tests {
                 match step {
                     0 | 1 => add(&mut lanes, &functions[which][..1], functions[which], 1),
                     2 => {
-                        if let Some(turn) = lanes.next(0, 5, |_| 2) {
+                        if let Some(turn) = lanes.next(0, all(5), |_| 2) {
                             let lane = &lanes.by_function[&turn.function];
                             let waiting = usize::try_from(lane.calls).unwrap() - lane.running;
                             let taken = turn.count.min(waiting);

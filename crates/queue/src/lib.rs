@@ -31,7 +31,7 @@ pub use options::QueueOptions;
 pub use policy::RetryPolicy;
 pub use queue::{Queue, QueueParts};
 pub use schedule::{ScheduleParts, ScheduleView, ScheduledRun, Schedules};
-pub use submit::NewCall;
+pub use submit::{NewCall, is_queue_name};
 pub use updraft_store::queue::{
     CallFilter, CallId, CallRecord, CallResult, CallState, CallStore, CallbackRecord,
     CallbackState, SqliteCallStore,

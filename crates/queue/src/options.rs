@@ -1,5 +1,6 @@
 //! What can be set about the queue.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::callback::CallbackOptions;
@@ -12,6 +13,9 @@ pub struct QueueOptions {
     pub concurrency: usize,
     /// Calls at once of one function whose spec says nothing about it.
     pub function_concurrency: usize,
+    /// Calls at once of all functions together that name the same queue, for the queues that have
+    /// a limit of their own.
+    pub queues: BTreeMap<String, usize>,
     /// Calls that may wait, of all functions together; more are refused.
     pub waiting: u64,
     /// Calls of one function that may wait; more are refused.
@@ -50,6 +54,7 @@ impl QueueOptions {
         Self {
             concurrency: 256,
             function_concurrency: 32,
+            queues: BTreeMap::new(),
             waiting: 1_000_000,
             function_waiting: 500_000,
             waiting_bytes: 8 << 30,

@@ -99,13 +99,18 @@ fn remove_hop_headers(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a queue may have this name.
+pub fn is_queue_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=QUEUE_NAME_MAX).contains(&name.len()) && name.bytes().all(plain)
+}
+
 /// The queue that a function's calls go to: its annotation's, when that is a plain name.
 pub(crate) fn queue_name(spec: &FunctionSpec) -> &str {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     spec.annotations
         .get(annotations::QUEUE)
         .map(|name| name.trim())
-        .filter(|name| (1..=QUEUE_NAME_MAX).contains(&name.len()) && name.bytes().all(plain))
+        .filter(|name| is_queue_name(name))
         .unwrap_or(USUAL_QUEUE)
 }
 

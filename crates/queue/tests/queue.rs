@@ -1,6 +1,10 @@
 //! The queue as its users meet it: real calls to real servers, with a real record on disk.
+//!
+//! `nats.rs` beside this runs the same tests with the record in NATS.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+#[path = "queue/backend/sqlite.rs"]
+mod backend;
 #[path = "queue/callbacks.rs"]
 mod callbacks;
 #[path = "queue/calls.rs"]

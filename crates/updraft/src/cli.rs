@@ -97,7 +97,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Engine(EngineCommand),
     /// Tell what this machine has, what is missing and how to get it
-    Doctor,
+    Doctor(Doctor),
     /// Print a completion script for a shell
     Completion {
         /// Which shell
@@ -134,6 +134,13 @@ pub(crate) struct Up {
     /// Say more; repeat for still more
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Configuration file (TOML) of the server; what it names is looked at too
+    #[arg(long, value_name = "FILE", env = "UPDRAFT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

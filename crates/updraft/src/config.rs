@@ -1,6 +1,7 @@
 //! Configuration of a server: built-in defaults, one TOML file, environment, flags, in that order
 //! of rising precedence. Checked whole at start; an unknown key is an error with a suggestion.
 
+mod nats;
 mod queue;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +18,7 @@ use updraft_scaler::ScalerOptions;
 
 use crate::cli::Up;
 
+pub(crate) use nats::{NatsConfig, QueueBackend};
 pub(crate) use queue::QueueConfig;
 
 const DEFAULT_PORT: u16 = 8080;
@@ -321,6 +323,13 @@ impl Config {
         }
         self.queue.check()
     }
+}
+
+/// The broker that the file names for asynchronous calls, if it does.
+pub(crate) fn broker(path: &Path) -> Result<Option<NatsConfig>> {
+    let queue = read(path)?.queue;
+    queue.check()?;
+    Ok((queue.backend == QueueBackend::Nats).then_some(queue.nats))
 }
 
 fn read(path: &Path) -> Result<ConfigFile> {

@@ -118,6 +118,11 @@ impl DataDir {
         self.root.join("queue")
     }
 
+    /// What is looked up about calls that a broker keeps; made anew at every start.
+    pub(crate) fn queue_index(&self) -> PathBuf {
+        self.root.join("queue-index.db")
+    }
+
     /// What ran by the clock.
     pub(crate) fn schedules(&self) -> PathBuf {
         self.root.join("schedules.json")

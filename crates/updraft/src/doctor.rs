@@ -5,10 +5,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
+use updraft_queue_nats::NatsFinding;
 
+use crate::cli::Doctor;
 use crate::output::{Output, Tone};
 
 /// Space below which a build is likely to fail.
@@ -80,9 +83,27 @@ pub(crate) fn examine(data_dir: &Path) -> Vec<Finding> {
     findings
 }
 
+/// Looks at the broker that keeps asynchronous calls, where the configuration names one.
+async fn broker(config: &Path, data_dir: &Path) -> Result<Option<Finding>> {
+    /// What holds a call in the look, which takes none up.
+    const LEASE: Duration = Duration::from_secs(30);
+    const SUBJECT: &str = "nats";
+    let Some(nats) = crate::config::broker(config)? else { return Ok(None) };
+    let options = nats.options("doctor", &data_dir.join("doctor.db"), LEASE)?;
+    let (found, severity, advice) = match updraft_queue_nats::examine(&options).await {
+        NatsFinding::Good(found) => return Ok(Some(good(SUBJECT, found))),
+        NatsFinding::Warning(found, advice) => (found, Severity::Warning, advice),
+        NatsFinding::Missing(found, advice) => (found, Severity::Missing, advice),
+    };
+    Ok(Some(Finding { subject: SUBJECT, found, severity, advice: Some(advice) }))
+}
+
 /// Prints the findings; fails when something that Updraft cannot do without is missing.
-pub(crate) fn run(data_dir: &Path, output: Output) -> Result<()> {
-    let findings = examine(data_dir);
+pub(crate) async fn run(command: Doctor, data_dir: &Path, output: Output) -> Result<()> {
+    let mut findings = examine(data_dir);
+    if let Some(config) = &command.config {
+        findings.extend(broker(config, data_dir).await?);
+    }
     if output.is_json() {
         output.json(&findings)?;
     } else {

@@ -85,7 +85,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Images(images) => {
             command::images::run(&DataDir::create(&global.data_dir)?, images, output).await
         }
-        Command::Doctor => doctor::run(&global.data_dir, output),
+        Command::Doctor(command) => doctor::run(command, &global.data_dir, output).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "updraft", &mut std::io::stdout());
             Ok(())

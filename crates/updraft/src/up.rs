@@ -23,7 +23,11 @@ use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts,
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
 use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
-use updraft_queue::{Queue, QueueParts, ScheduleParts, Schedules, SigningKey, SqliteCallStore};
+use updraft_queue::{
+    CallStore, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules, SigningKey,
+    SqliteCallStore,
+};
+use updraft_queue_nats::NatsCallStore;
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
@@ -33,7 +37,7 @@ use updraft_store::access::Access;
 
 use crate::cli::{Global, Up};
 use crate::command::{self, images};
-use crate::config::Config;
+use crate::config::{Config, QueueBackend};
 use crate::data_dir::{DataDir, ServerRecord};
 use crate::output::Output;
 use crate::shutdown::{Reason, Signals};
@@ -47,6 +51,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> {
     let config = Config::load(up)?;
+    // The broker may come later; calls are refused until then.
     doctor::require(&doctor::examine(&global.data_dir))?;
     let listener = bind(config.listen)?;
     let address = listener.local_addr().context("cannot read the listener's address")?;
@@ -125,6 +130,25 @@ fn raise_file_limit() {
     }
 }
 
+/// What keeps asynchronous calls.
+async fn call_store(
+    data_dir: &DataDir,
+    config: &Config,
+    options: &QueueOptions,
+) -> Result<Arc<dyn CallStore>> {
+    Ok(match config.queue.backend {
+        QueueBackend::Sqlite => {
+            Arc::new(SqliteCallStore::open(&data_dir.queue(), &data_dir.queue_blobs())?)
+        }
+        QueueBackend::Nats => {
+            let (nats, index) = (&config.queue.nats, data_dir.queue_index());
+            let options = nats.options(data_dir.instance(), &index, options.lease)?;
+            let store = NatsCallStore::open(options).await;
+            Arc::new(store.context("asynchronous calls cannot be kept by NATS")?)
+        }
+    })
+}
+
 /// The running parts.
 struct Cloud {
     edge: Arc<Edge>,
@@ -187,14 +211,15 @@ impl Cloud {
                 ..InvokeOptions::new(RELEASE)
             },
         );
+        let options = config.queue.options(
+            config.root.as_str(),
+            address.port(),
+            SigningKey::open(&data_dir.callback_key())?,
+        )?;
         let queue = Queue::start(QueueParts {
-            store: Arc::new(SqliteCallStore::open(&data_dir.queue(), &data_dir.queue_blobs())?),
+            store: call_store(data_dir, config, &options).await?,
             invoker: Arc::clone(&invoker),
-            options: config.queue.options(
-                config.root.as_str(),
-                address.port(),
-                SigningKey::open(&data_dir.callback_key())?,
-            )?,
+            options,
         });
         let queue = queue.await?;
         let schedules = Schedules::start(ScheduleParts {

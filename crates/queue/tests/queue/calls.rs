@@ -60,7 +60,7 @@ async fn a_call_arrives_as_it_was_sent_and_its_answer_is_kept() {
     let result = house.queue.result(&call_id).await.unwrap().unwrap();
     assert_eq!((&result.body[..], result.length, result.is_cut()), (&b"made"[..], 4, false));
     assert_eq!(result.headers["x-made"], "yes");
-    assert_eq!(house.queue.backlog(&id("f")), 0);
+    house.is_idle("f").await;
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_long_body_goes_through_a_file_that_is_gone_afterwards() {
     house.ends(&call, CallState::Done).await;
     assert_eq!(server.asked()[0].body, body);
     assert_eq!(server.asked()[0].header("content-length"), "300000");
-    find("the file to go", async || (house.files() == 0).then_some(())).await;
+    find("the file to go", async || (house.bodies().await == 0).then_some(())).await;
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn a_body_that_is_too_long_stalls_or_breaks_is_refused_and_leaves_nothing(
     let broken = StreamBody::new(futures_util::stream::iter(broken));
     let refusal = house.queue.submit(new_call("f"), broken).await.unwrap_err();
     assert_eq!(refusal.status(), 400);
-    assert_eq!(house.files(), 0);
+    assert_eq!(house.bodies().await, 0);
     assert_eq!(house.queue.backlog(&id("f")), 0);
     assert!(house.queue.list(CallFilter::default()).await.unwrap().is_empty());
 }
@@ -259,9 +259,9 @@ async fn a_cancelled_call_is_not_made_or_is_broken_off() {
     let running = house.submit(new_call("f"), "running").await.unwrap();
     server.is_asked(1).await;
     let waiting = house.submit(new_call("f"), vec![1; 5000]).await.unwrap();
-    assert_eq!(house.files(), 1);
+    assert_eq!(house.bodies().await, 1);
     assert!(house.queue.cancel(&waiting).await.unwrap());
-    assert_eq!(house.files(), 0);
+    assert_eq!(house.bodies().await, 0);
     assert!(house.queue.cancel(&running).await.unwrap());
     let last = house.submit(new_call("f"), "last").await.unwrap();
     // The broken-off call gave its place to this one.
@@ -271,7 +271,7 @@ async fn a_cancelled_call_is_not_made_or_is_broken_off() {
     assert_eq!(house.call(&running).await.state, CallState::Cancelled);
     assert_eq!(house.call(&waiting).await.state, CallState::Cancelled);
     assert!(!house.queue.cancel(&running).await.unwrap());
-    assert_eq!(house.queue.backlog(&id("f")), 0);
+    house.is_idle("f").await;
 }
 
 #[tokio::test]
@@ -333,6 +333,7 @@ async fn the_numbers_carry_the_names_that_dashboards_ask_for() {
         let call = house.submit(new_call("f"), "").await.unwrap();
         house.ends(&call, state).await;
     }
+    house.is_idle("f").await;
     let mut registry = prometheus_client::registry::Registry::default();
     house.queue.register_metrics(&mut registry);
     let mut text = String::new();

@@ -20,9 +20,10 @@ use updraft_invoke::{Caller, Function, InvokeOptions, Invoker, Scheme};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, labels};
 use updraft_queue::{
     CallFilter, CallId, CallRecord, CallState, CallbackOptions, NewCall, Queue, QueueOptions,
-    QueueParts, RetryPolicy, SigningKey, SqliteCallStore, SubmitError,
+    QueueParts, RetryPolicy, SigningKey, SubmitError,
 };
 
+use crate::backend::Backend;
 use crate::double::Double;
 
 pub(crate) const KEY: SigningKey = SigningKey::new([7; 32]);
@@ -52,10 +53,11 @@ pub(crate) async fn find<T, F: Future<Output = Option<T>>>(what: &str, found: im
 
 pub(crate) struct House {
     folder: TempDir,
+    pub(crate) backend: Backend,
     engine: Arc<Double>,
     pub(crate) invoker: Arc<Invoker>,
     pub(crate) queue: Arc<Queue>,
-    options: QueueOptions,
+    pub(crate) options: QueueOptions,
 }
 
 /// Options under which everything comes quickly.
@@ -94,16 +96,21 @@ impl House {
     }
 
     pub(crate) async fn with(options: QueueOptions) -> Self {
+        Self::over(Backend::start(), options).await
+    }
+
+    pub(crate) async fn over(backend: Backend, options: QueueOptions) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let engine = Double::new();
-        let (invoker, queue) = open(&folder, &engine, &options).await;
-        Self { folder, engine, invoker, queue, options }
+        let (invoker, queue) = open(&backend, &folder, &engine, &options).await;
+        Self { folder, backend, engine, invoker, queue, options }
     }
 
     /// Ends the queue and starts one on what it left.
     pub(crate) async fn restart(&mut self) {
         self.queue.shutdown().await;
-        (self.invoker, self.queue) = open(&self.folder, &self.engine, &self.options).await;
+        let opened = open(&self.backend, &self.folder, &self.engine, &self.options);
+        (self.invoker, self.queue) = opened.await;
     }
 
     /// Puts a function with these replicas and waits until the data plane knows.
@@ -132,9 +139,13 @@ impl House {
         self.folder.path().join(name)
     }
 
-    /// How many files of bodies there are.
-    pub(crate) fn files(&self) -> usize {
-        std::fs::read_dir(self.path("blobs/bodies")).map_or(0, Iterator::count)
+    /// How many long bodies are kept.
+    pub(crate) async fn bodies(&self) -> usize {
+        self.backend.bodies(self.folder.path()).await
+    }
+
+    pub(crate) async fn put_lost_bodies(&self) {
+        self.backend.put_lost_bodies(self.folder.path()).await;
     }
 
     pub(crate) async fn submit(
@@ -159,6 +170,12 @@ impl House {
         .await
     }
 
+    /// Waits until no call of the function waits or runs: the count follows the record.
+    pub(crate) async fn is_idle(&self, function: &str) {
+        let idle = || self.queue.backlog(&id(function)) == 0;
+        find("nothing to wait or run", async || idle().then_some(())).await;
+    }
+
     pub(crate) async fn count(&self, state: CallState) -> usize {
         let filter = CallFilter { state: Some(state), limit: 1000, ..CallFilter::default() };
         self.queue.list(filter).await.unwrap().len()
@@ -166,19 +183,14 @@ impl House {
 }
 
 async fn open(
+    backend: &Backend,
     folder: &TempDir,
     engine: &Arc<Double>,
     options: &QueueOptions,
 ) -> (Arc<Invoker>, Arc<Queue>) {
-    let store =
-        SqliteCallStore::open(&folder.path().join("queue.db"), &folder.path().join("blobs"))
-            .unwrap();
+    let store = backend.open(folder.path(), options.lease).await;
     let invoker = Invoker::new(Arc::<Double>::clone(engine), InvokeOptions::new("1.2.3"));
-    let parts = QueueParts {
-        store: Arc::new(store),
-        invoker: Arc::clone(&invoker),
-        options: options.clone(),
-    };
+    let parts = QueueParts { store, invoker: Arc::clone(&invoker), options: options.clone() };
     (invoker, Queue::start(parts).await.unwrap())
 }
 

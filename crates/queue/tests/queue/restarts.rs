@@ -73,11 +73,9 @@ async fn a_stop_gives_back_what_does_not_end_in_time_and_the_next_start_makes_it
 #[tokio::test]
 async fn bodies_that_no_record_names_are_swept_at_the_start() {
     let mut house = House::new().await;
-    std::fs::create_dir_all(house.path("blobs/bodies")).unwrap();
-    std::fs::write(house.path("blobs/bodies/0123"), "of a crash").unwrap();
-    std::fs::write(house.path("blobs/bodies/.new-0123"), "of a crash").unwrap();
+    house.put_lost_bodies().await;
     house.restart().await;
-    assert_eq!(house.files(), 0);
+    assert_eq!(house.bodies().await, 0);
 }
 
 #[tokio::test]

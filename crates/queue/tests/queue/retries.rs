@@ -45,7 +45,7 @@ async fn what_never_gets_better_becomes_a_dead_letter_that_can_be_made_again() {
     assert_eq!((dead.attempts, dead.status), (3, Some(500)));
     assert_eq!(dead.reason.as_deref(), Some("the function answered 500"));
     assert_eq!(&house.queue.result(&call).await.unwrap().unwrap().body[..], b"answer 2");
-    assert_eq!(house.queue.backlog(&id("f")), 0);
+    house.is_idle("f").await;
 
     assert!(house.queue.redrive(&call).await.unwrap());
     assert!(!house.queue.redrive(&call).await.unwrap());
@@ -148,7 +148,7 @@ async fn calls_of_a_function_that_was_removed_become_dead_letters_with_the_reaso
         let dead = house.ends(call, CallState::Dead).await;
         assert_eq!(dead.reason.as_deref(), Some("function `f` was removed"));
     }
-    assert_eq!(house.queue.backlog(&id("f")), 0);
+    house.is_idle("f").await;
     let works = Server::statuses(&[200]).await;
     house.put(spec("f", &[]), works.endpoint()).await;
     assert_eq!(house.queue.redrive_all(CallFilter::default()).await.unwrap(), 5);

@@ -1,12 +1,14 @@
 //! `[queue]`: asynchronous calls.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Deserialize;
 use updraft_queue::{CallbackOptions, CallbackTarget, QueueOptions, RetryPolicy, SigningKey};
 
+use super::nats::{NatsConfig, QueueBackend};
 use super::{bytes, duration};
 use crate::RELEASE;
 
@@ -14,6 +16,12 @@ use crate::RELEASE;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct QueueConfig {
+    /// What keeps the calls.
+    pub(crate) backend: QueueBackend,
+    /// Where it is, when it is NATS.
+    pub(crate) nats: NatsConfig,
+    /// Queues by name, which functions choose with `com.openfaas.queue`.
+    queues: BTreeMap<String, NamedQueueConfig>,
     /// Calls at once, of all functions together.
     concurrency: usize,
     /// Calls at once of one function that does not say how many it takes.
@@ -62,6 +70,14 @@ pub(crate) struct QueueConfig {
     callback_attempts: u32,
 }
 
+/// `[queue.queues.NAME]`: one queue among several.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NamedQueueConfig {
+    /// Calls of all its functions together that run at once.
+    concurrency: usize,
+}
+
 /// A key that signs nothing: for the defaults, which need one.
 const NO_KEY: SigningKey = SigningKey::new([0; 32]);
 
@@ -69,6 +85,9 @@ impl Default for QueueConfig {
     fn default() -> Self {
         let usual = QueueOptions::usual(CallbackOptions::usual("", 0, NO_KEY, RELEASE));
         Self {
+            backend: QueueBackend::default(),
+            nats: NatsConfig::default(),
+            queues: BTreeMap::new(),
             concurrency: usual.concurrency,
             function_concurrency: usual.function_concurrency,
             waiting: usual.waiting,
@@ -107,6 +126,19 @@ impl QueueConfig {
         if let Some(code) = self.retry_codes.iter().find(|code| !(100..600).contains(*code)) {
             bail!("queue.retry_codes: {code} is no HTTP status");
         }
+        for (name, queue) in &self.queues {
+            if queue.concurrency == 0 {
+                bail!("queue.queues.{name}.concurrency must be at least 1");
+            }
+            if !updraft_queue::is_queue_name(name) {
+                bail!(
+                    "queue.queues: `{name}` is no queue's name, use 1 to 63 letters, digits and `-_.`"
+                );
+            }
+        }
+        if self.backend == QueueBackend::Nats {
+            self.nats.options("check", Path::new(""), Duration::from_secs(1))?;
+        }
         self.targets().map(drop)
     }
 
@@ -130,6 +162,11 @@ impl QueueConfig {
         Ok(QueueOptions {
             concurrency: self.concurrency,
             function_concurrency: self.function_concurrency,
+            queues: self
+                .queues
+                .iter()
+                .map(|(name, queue)| (name.clone(), queue.concurrency))
+                .collect(),
             waiting: self.waiting,
             function_waiting: self.function_waiting,
             waiting_bytes: self.waiting_size,
@@ -176,6 +213,8 @@ mod tests {
             ("retry_min_wait = '10m'", "queue.retry_min_wait"),
             ("callback_allow = ['10.0.0.0/40']", "queue.callback_allow"),
             ("callback_time = 0", "queue.callback_time"),
+            ("[queues.slow]\nconcurrency = 0", "queue.queues.slow"),
+            ("backend = 'nats'\n[nats]\nservers = []", "queue.nats.servers"),
         ] {
             let refusal = checked(text).unwrap_err().to_string();
             assert!(refusal.contains(key), "{refusal}");

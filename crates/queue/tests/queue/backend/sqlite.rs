@@ -1,0 +1,33 @@
+//! The record in a database file.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use updraft_queue::{CallStore, SqliteCallStore};
+
+/// Where a test's calls are kept.
+pub(crate) struct Backend;
+
+impl Backend {
+    pub(crate) fn start() -> Self {
+        Self
+    }
+
+    /// Opens the record of this folder.
+    pub(crate) async fn open(&self, folder: &Path, _lease: Duration) -> Arc<dyn CallStore> {
+        Arc::new(SqliteCallStore::open(&folder.join("queue.db"), &folder.join("blobs")).unwrap())
+    }
+
+    /// How many long bodies there are.
+    pub(crate) async fn bodies(&self, folder: &Path) -> usize {
+        std::fs::read_dir(folder.join("blobs/bodies")).map_or(0, Iterator::count)
+    }
+
+    /// Puts a body there that no call has, as a crash leaves it.
+    pub(crate) async fn put_lost_bodies(&self, folder: &Path) {
+        std::fs::create_dir_all(folder.join("blobs/bodies")).unwrap();
+        std::fs::write(folder.join("blobs/bodies/0123"), "of a crash").unwrap();
+        std::fs::write(folder.join("blobs/bodies/.new-0123"), "of a crash").unwrap();
+    }
+}
