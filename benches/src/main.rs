@@ -6,6 +6,7 @@
 mod engine;
 mod load;
 mod measure;
+mod nats;
 mod nginx;
 mod queue;
 mod report;

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use updraft_tests::images::alpine;
 use updraft_tests::{Cloud, eventually};
 
+use crate::nats::Nats;
 use crate::report::{Report, millis, percentile};
 
 const IMAGE: &str = "functions/alpine:latest";
@@ -100,9 +101,31 @@ async fn flood(
     Ok(ids)
 }
 
-/// Durable accepts a second, bodies of 1 KiB, while one call at a time is made.
+/// Durable accepts a second, bodies of 1 KiB, while one call at a time is made: in the embedded
+/// queue, and in a NATS server on the same cores.
 pub(crate) async fn accepts(report: &mut Report, time: Duration) -> Result<()> {
-    let cloud = cloud("concurrency = 1").await?;
+    let embedded = accepted_a_second("concurrency = 1", time).await?;
+    report.row(
+        &format!("queue: durable accepts, 1 KiB, {CONNECTIONS} callers"),
+        format!("{embedded:.0}/s"),
+        "≥ 10 000/s",
+        Some(embedded >= 10_000.0),
+    );
+    let nats = Nats::start()?;
+    let config =
+        format!("concurrency = 1\nbackend = 'nats'\n[queue.nats]\nservers = ['{}']", nats.url());
+    let broker = accepted_a_second(&config, time).await?;
+    report.row(
+        "queue: the same, kept by NATS JetStream",
+        format!("{broker:.0}/s ({:.2} × embedded)", broker / embedded),
+        "no budget",
+        None,
+    );
+    Ok(())
+}
+
+async fn accepted_a_second(config: &str, time: Duration) -> Result<f64> {
+    let cloud = cloud(config).await?;
     let over = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&over);
     tokio::spawn(async move {
@@ -112,14 +135,7 @@ pub(crate) async fn accepts(report: &mut Report, time: Duration) -> Result<()> {
     let begun = Instant::now();
     let enough = move |_| over.load(Ordering::Relaxed);
     let accepted = flood(cloud.address(), Bytes::from(vec![b'x'; 1024]), enough).await?;
-    let rate = accepted.len() as f64 / begun.elapsed().as_secs_f64();
-    report.row(
-        &format!("queue: durable accepts, 1 KiB, {CONNECTIONS} callers"),
-        format!("{rate:.0}/s"),
-        "≥ 10 000/s",
-        Some(rate >= 10_000.0),
-    );
-    Ok(())
+    Ok(accepted.len() as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// From the submission to the callback, one call at a time on an idle queue: the way through the

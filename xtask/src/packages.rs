@@ -26,7 +26,7 @@ pub(crate) const TEST: &[&str] =
     &["busybox-static", "curl", "docker-registry", "iproute2", "nats-server", "nodejs", "python3"];
 
 /// The peers and load generators of the measurements.
-pub(crate) const BENCH: &[&str] = &["nginx-light", "wrk"];
+pub(crate) const BENCH: &[&str] = &["nats-server", "nginx-light", "wrk"];
 
 /// Installs those of `packages` that are missing; touches nothing when none is.
 pub(crate) fn install(purpose: &str, packages: &[&str]) -> Result<()> {

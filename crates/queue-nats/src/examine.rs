@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::ServerAddr;
 
 use crate::NatsOptions;
-use crate::link::{Link, connect_options, with_causes};
+use crate::link::{connect_options, with_causes};
 
 /// Longest time of a look.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -50,18 +50,26 @@ async fn look(options: &NatsOptions) -> Result<NatsFinding, NatsFinding> {
         missing(with_causes(&error), "start nats-server, or correct `queue.nats`")
     })?;
     let server = client.server_info();
-    let link = Link::over(client, options, "NATS".to_owned());
-    let account = link.context.query_account().await.map_err(|_| {
+    let nothing = |reason: &str| {
         missing(
-            format!("the server {} has no JetStream for this account", server.version),
+            format!("the server {} has no JetStream for this account ({reason})", server.version),
             "start it with `--jetstream`, or enable JetStream for the account",
         )
-    })?;
+    };
+    let account = client.request("$JS.API.INFO", "".into()).await;
+    let account = account.map_err(|error| nothing(&with_causes(&error)))?;
+    // Read by hand: servers of different ages tell different things.
+    let account: serde_json::Value =
+        serde_json::from_slice(&account.payload).map_err(|error| nothing(&error.to_string()))?;
+    if let Some(refusal) = account["error"]["description"].as_str() {
+        return Err(nothing(refusal));
+    }
+    let number = |name: &str| account[name].as_f64().unwrap_or_default();
     let found = format!(
         "version {}, {} streams, {:.1} GiB stored",
         server.version,
-        account.streams,
-        account.storage as f64 / f64::from(1 << 30),
+        number("streams"),
+        number("storage") / f64::from(1 << 30),
     );
     if server.max_payload < MESSAGE_WANTED {
         let advice = "raise `max_payload` of the server to 1MB".to_owned();
