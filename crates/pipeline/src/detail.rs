@@ -27,6 +27,8 @@ pub(crate) struct Detail {
     pub(crate) targets: Vec<Target>,
     /// From `released` on: functions that have none, because they failed before.
     pub(crate) failed: Vec<Failure>,
+    /// From `deploying` on: secrets, or files of them, that could not be taken.
+    pub(crate) refused_secrets: Vec<String>,
 }
 
 /// The release that a function is to have.

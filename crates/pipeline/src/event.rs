@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use updraft_model::{FunctionName, ImageRef, OwnerName, RepositoryName};
+use updraft_model::{FunctionName, ImageRef, ItemKey, OwnerName, RepositoryName, SecretName};
 use updraft_store::{BuildId, NewEvent, PushState, StoredEvent};
 
 /// The form of event bodies that this version writes. Readers of another form show it as
@@ -138,11 +138,72 @@ pub enum PushEventKind {
         /// What to do about it, when we know.
         hint: Option<String>,
     },
+    /// A sealed secret of the repository is the owner's secret now.
+    SecretTaken {
+        /// Its name.
+        secret: SecretName,
+        /// The file in the repository.
+        file: String,
+        /// The keys of its items.
+        keys: Vec<ItemKey>,
+        /// What that changed.
+        outcome: SecretOutcome,
+    },
+    /// A sealed secret, or a file of them, cannot be taken; what was there before stays in force.
+    SecretRefused {
+        /// The file in the repository.
+        file: String,
+        /// Where in the file; empty for the file as a whole.
+        place: String,
+        /// The secret's name as the file has it.
+        name: Option<String>,
+        /// Why.
+        reason: String,
+        /// Whether there is a secret of that name from before.
+        keeps: bool,
+        /// Functions that go on with it.
+        users: Vec<FunctionName>,
+    },
+    /// A secret that left the repository's files is gone.
+    SecretRemoved {
+        /// Its name.
+        secret: SecretName,
+    },
+    /// A secret left the repository's files and stays, because functions have it.
+    SecretStays {
+        /// Its name.
+        secret: SecretName,
+        /// Those functions.
+        users: Vec<FunctionName>,
+    },
+    /// A function that the push does not deploy was started afresh with changed secrets.
+    Rolled {
+        /// Which function.
+        function: FunctionName,
+        /// The repository that declares it.
+        repository: RepositoryName,
+        /// Its release, the same as before.
+        release: u64,
+        /// The secrets.
+        secrets: Vec<SecretName>,
+    },
     /// The push is over.
     Finished {
         /// How it ended.
         verdict: Verdict,
     },
+}
+
+/// What taking a sealed secret changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretOutcome {
+    /// There was none of that name.
+    Created,
+    /// It holds other items now; its functions are started afresh.
+    Replaced,
+    /// It held the same items already.
+    Unchanged,
 }
 
 /// Where something failed.

@@ -19,13 +19,18 @@ mod pipeline;
 mod point;
 pub mod render;
 mod run;
+mod sealed;
 mod slots;
 mod spec;
 pub mod step;
+mod waiting;
 
 pub use error::{RemoveError, RollbackError, StartError, SubmitError};
-pub use event::{FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind, Verdict};
+pub use event::{
+    FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind, SecretOutcome, Verdict,
+};
 pub use git_sink::GitSink;
 pub use options::{MistakesOf, PipelineOptions, PipelineParts, UrlOf};
 pub use pipeline::{Origin, Pipeline, PushRequest};
+pub use sealed::Unsealer;
 pub use updraft_store::{PushId, PushState};

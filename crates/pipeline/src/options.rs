@@ -13,6 +13,8 @@ use updraft_source::git::ContentLimits;
 use updraft_source::template::Templates;
 use updraft_store::Store;
 
+use crate::sealed::Unsealer;
+
 /// Tells where an owner's function is called.
 pub type UrlOf = Arc<dyn Fn(&OwnerName, &FunctionName) -> String + Send + Sync>;
 
@@ -29,6 +31,8 @@ pub struct PipelineParts {
     pub builder: Arc<dyn Builder>,
     /// The languages.
     pub templates: Templates,
+    /// What opens sealed secrets.
+    pub unsealer: Arc<dyn Unsealer>,
     /// The folder of bare repositories, `<owner>/<repository>.git`.
     pub repositories: PathBuf,
     /// The folder for work in progress; its content is the pipeline's alone.
@@ -81,6 +85,9 @@ pub struct PipelineOptions {
     pub keep_build_logs: u32,
     /// Longest build log that is kept, in bytes.
     pub max_build_log_bytes: u64,
+    /// Whether sealed values may be bound to a namespace or to nothing, not to one name. Then
+    /// whoever can read a repository can have its values opened as their own.
+    pub wider_scopes: bool,
     /// Where an owner's function is called.
     pub url: UrlOf,
     /// Tells what a function's labels and annotations get wrong, one sentence each.
@@ -124,6 +131,7 @@ impl PipelineOptions {
             keep_stories: 100,
             keep_build_logs: 20,
             max_build_log_bytes: 8 << 20,
+            wider_scopes: false,
             url,
             mistakes: Arc::new(|_| Vec::new()),
         }

@@ -24,7 +24,9 @@ use crate::lanes::{LaneKey, Lanes, Place, Stop, StopReason};
 use crate::locks::KeyedLocks;
 use crate::options::{PipelineOptions, PipelineParts};
 use crate::run;
+use crate::sealed::Unsealer;
 use crate::slots::FairSlots;
+use crate::waiting::Waiting;
 
 /// How long a shutdown waits for somebody to read the end of a story.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -69,6 +71,8 @@ pub struct Pipeline {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) builder: Arc<dyn Builder>,
     pub(crate) templates: Templates,
+    pub(crate) unsealer: Arc<dyn Unsealer>,
+    pub(crate) waiting: Waiting,
     pub(crate) repositories: PathBuf,
     pub(crate) work: PathBuf,
     pub(crate) options: PipelineOptions,
@@ -104,8 +108,16 @@ impl Pipeline {
     /// # Errors
     /// The machine's fault: the work folder or the store cannot be used.
     pub async fn start(parts: PipelineParts) -> Result<Arc<Self>, StartError> {
-        let PipelineParts { store, engine, builder, templates, repositories, work, options } =
-            parts;
+        let PipelineParts {
+            store,
+            engine,
+            builder,
+            templates,
+            unsealer,
+            repositories,
+            work,
+            options,
+        } = parts;
         let failed = |source| StartError::Work { path: work.clone(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).map_err(failed)?;
         store.cancel_running_builds().await?;
@@ -118,6 +130,8 @@ impl Pipeline {
             engine,
             builder,
             templates,
+            unsealer,
+            waiting: Waiting::default(),
             repositories,
             work,
             options,
@@ -138,6 +152,7 @@ impl Pipeline {
         for (admitted, push) in resumed {
             pipeline.spawn(admitted, push, true);
         }
+        pipeline.tasks.spawn(Arc::clone(&pipeline).start_waiting());
         Ok(pipeline)
     }
 

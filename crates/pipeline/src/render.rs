@@ -2,9 +2,12 @@
 //!
 //! Plain text without colours; who prints may add some.
 
+use updraft_model::{FunctionName, ItemKey, SecretName};
 use updraft_store::PushState;
 
-use crate::event::{FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind};
+use crate::event::{
+    FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind, SecretOutcome,
+};
 
 /// Lines of a failed step that are shown.
 pub const LOG_TAIL: usize = 30;
@@ -46,6 +49,45 @@ pub fn terminal(event: &PushEvent) -> Vec<String> {
         PushEventKind::PushFailed { step, reason, hint } => {
             let head = format!("failed: {} ({})", first_line(reason), step.as_str());
             failure(head, reason, *step, &[], hint.as_deref(), "")
+        }
+        PushEventKind::SecretTaken { secret, file, keys, outcome } => {
+            let done = match outcome {
+                SecretOutcome::Created => "is new",
+                SecretOutcome::Replaced => "is replaced",
+                SecretOutcome::Unchanged => "is unchanged",
+            };
+            let keys: Vec<_> = keys.iter().map(ItemKey::as_str).collect();
+            let keys = if keys.is_empty() { "no items".to_owned() } else { keys.join(", ") };
+            vec![format!("secret {secret} {done} ({file}: {keys})")]
+        }
+        PushEventKind::SecretRefused { file, place, name, reason, keeps, users } => {
+            let at = if place.is_empty() { file.clone() } else { format!("{file}, {place}") };
+            let what = name.as_ref().map_or("secrets".to_owned(), |name| format!("secret {name}"));
+            let mut lines = vec![format!("{what} not taken: {at}: {}", first_line(reason))];
+            lines.extend(reason.lines().skip(1).map(str::to_owned));
+            if *keeps && users.is_empty() {
+                lines.push(format!("{what} keeps its earlier value"));
+            } else if *keeps {
+                let users = join(users);
+                lines.push(format!(
+                    "{what} keeps its earlier value, which these functions have: {users}"
+                ));
+            }
+            lines
+        }
+        PushEventKind::SecretRemoved { secret } => {
+            vec![format!("secret {secret} left the repository and is removed")]
+        }
+        PushEventKind::SecretStays { secret, users } => vec![format!(
+            "secret {secret} left the repository and stays, because these functions have it: {}",
+            join(users)
+        )],
+        PushEventKind::Rolled { function, repository, release, secrets } => {
+            let names: Vec<_> = secrets.iter().map(SecretName::as_str).collect();
+            let names = names.join(", ");
+            vec![format!(
+                "{function} v{release} of repository {repository} is started afresh with {names}"
+            )]
         }
         PushEventKind::Finished { verdict } => {
             let took = seconds(verdict.milliseconds);
@@ -110,6 +152,10 @@ fn failure(
     lines
 }
 
+fn join(functions: &[FunctionName]) -> String {
+    functions.iter().map(FunctionName::as_str).collect::<Vec<_>>().join(", ")
+}
+
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
@@ -126,7 +172,6 @@ fn seconds(milliseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use updraft_model::FunctionName;
 
     use super::*;
     use crate::event::Verdict;

@@ -4,6 +4,7 @@ mod build;
 mod checkout;
 mod deploy;
 mod plan;
+mod secrets;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -326,6 +327,9 @@ impl Run {
         let summary = match state {
             PushState::Ready if live == 0 => "done, the stack has no functions".to_owned(),
             PushState::Ready => format!("{} live", count(live)),
+            PushState::Failed if failed.is_empty() && !self.detail.refused_secrets.is_empty() => {
+                format!("{} live, {}", count(live), self.refused_secrets())
+            }
             PushState::Failed if failed.is_empty() => {
                 "the push failed, what was live before goes on serving".to_owned()
             }
@@ -334,7 +338,13 @@ impl Run {
                     .iter()
                     .map(|failure| format!("{} ({})", failure.function, failure.step.as_str()))
                     .collect();
-                format!("{} live, {} failed: {}", count(live), failed.len(), names.join(", "))
+                let functions =
+                    format!("{} live, {} failed: {}", count(live), failed.len(), names.join(", "));
+                if self.detail.refused_secrets.is_empty() {
+                    functions
+                } else {
+                    format!("{functions}; {}", self.refused_secrets())
+                }
             }
             PushState::Superseded => "superseded by a newer push".to_owned(),
             PushState::Cancelled => "cancelled".to_owned(),
@@ -346,6 +356,13 @@ impl Run {
         };
         let took = Timestamp::now().as_millisecond() - self.push.created_at.as_millisecond();
         Verdict { state, summary, milliseconds: took.max(0).unsigned_abs() }
+    }
+
+    /// `1 secret not taken: alice-db`.
+    fn refused_secrets(&self) -> String {
+        let refused = &self.detail.refused_secrets;
+        let count = if refused.len() == 1 { "secret" } else { "secrets" };
+        format!("{} {count} not taken: {}", refused.len(), refused.join(", "))
     }
 
     /// The branch that the operator says is live, where a repository has not decided.

@@ -18,6 +18,9 @@ use crate::yaml::{self, Value};
 mod expand;
 mod fields;
 mod schema;
+mod secrets;
+
+pub use secrets::{SECRET_FILE_BYTES_MAX, SecretFile};
 
 /// Most functions in one stack.
 pub const FUNCTIONS_MAX: usize = 100;
@@ -38,6 +41,10 @@ pub struct Stack {
     pub functions: BTreeMap<FunctionName, StackFunction>,
     /// Folders and files of the repository that go into every function (`configuration.copy`).
     pub copy: Vec<String>,
+    /// Further files with sealed secrets (`sealed_secrets`), as paths without `..`.
+    pub sealed_secrets: Vec<String>,
+    /// There is no stack file: the repository holds sealed secrets and declares no function.
+    pub secrets_only: bool,
     /// What was ignored and why, one line each, naming file, line and field.
     pub warnings: Vec<String>,
     file: String,
@@ -125,8 +132,11 @@ impl Stack {
     ) -> Result<Self, StackError> {
         let root = yaml::parse(file, text)?;
         let reader = fields::Reader::new(file, text, variables);
-        let (functions, copy, warnings) = schema::read(reader, root)?;
-        Ok(Self { functions, copy, warnings, file: file.to_owned(), text: text.to_owned() })
+        let schema::Parts { functions, copy, sealed_secrets, warnings } =
+            schema::read(reader, root)?;
+        let (file, text) = (file.to_owned(), text.to_owned());
+        let secrets_only = false;
+        Ok(Self { functions, copy, sealed_secrets, secrets_only, warnings, file, text })
     }
 
     /// Finds and reads the stack file in the root of a checkout, with the environment files that it
@@ -146,6 +156,9 @@ impl Stack {
             }
         }
         let Some(file) = found.first() else {
+            if secrets::are_there(&root) {
+                return Ok(Self::of_secrets_only());
+            }
             return Err(StackError::Missing { hint: missing_hint(checkout) });
         };
         let text = read_repository_text(&root, file)?;
@@ -208,8 +221,12 @@ impl Stack {
 
 /// Reads a text of the repository with the cap that YAML has.
 fn read_repository_text(root: impl std::os::fd::AsFd, path: &str) -> Result<String, OpenError> {
+    read_limited(root, path, yaml::TEXT_MAX as u64)
+}
+
+fn read_limited(root: impl std::os::fd::AsFd, path: &str, limit: u64) -> Result<String, OpenError> {
     let path = RelativePath::new(path).map_err(|_| OpenError::Missing(path.to_owned()))?;
-    read_text(root, &path, yaml::TEXT_MAX as u64)
+    read_text(root, &path, limit)
 }
 
 /// What to say to somebody whose repository has no stack file: other YAML files may be it.

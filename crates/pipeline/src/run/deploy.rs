@@ -19,6 +19,8 @@ enum Deployed {
 
 impl Run {
     pub(super) async fn deploy(&mut self) -> Result<Done, Halt> {
+        // Before the functions that have them, and told even when no function changes.
+        let taken = self.take_secrets().await?;
         let at_once = self.pipeline.options.parallel_deployments.max(1);
         let mut targets = Vec::new();
         for target in &self.detail.targets {
@@ -38,8 +40,10 @@ impl Run {
         }
         self.detail.failed.extend(failed);
         self.detail.failed.sort_by(|one, other| one.function.cmp(&other.function));
+        self.roll_others(&taken).await?;
+        self.remove_left_secrets(&taken).await?;
         self.prune().await?;
-        let any_failed = !self.detail.failed.is_empty();
+        let any_failed = !self.detail.failed.is_empty() || !self.detail.refused_secrets.is_empty();
         Ok((Outcome::Deployed { any_failed }, Vec::new()))
     }
 
@@ -48,7 +52,7 @@ impl Run {
         let function = &target.function;
         let url = (pipeline.options.url)(owner, function);
         let release = target.release;
-        if target.unchanged {
+        if target.unchanged && !self.is_stale(function).await {
             let function = function.clone();
             self.journal.tell(&PushEventKind::Unchanged { function, release, url });
             return Ok(Deployed::Done);
@@ -97,12 +101,23 @@ impl Run {
                 if live.is_none() && !ran_before {
                     self.remove_first_failure(function, &record.spec.id).await;
                 }
+                let waits = matches!(error, EngineError::MissingSecrets { .. });
                 let (text, log_tail) = explain(self.push.owner.as_str(), error);
                 let failed = self.failed(function, FailedStep::Deploy, &text, log_tail);
+                if waits {
+                    pipeline.waiting.add(owner, function);
+                }
                 self.tell_what_serves(function).await?;
                 Ok(failed)
             }
         }
+    }
+
+    /// Whether a function that runs may have read secrets that hold something else by now.
+    async fn is_stale(&self, function: &FunctionName) -> bool {
+        let Ok(id) = crate::spec::id_of(&self.push.owner, function) else { return false };
+        let stale = self.pipeline.engine.stale_secrets(&id).await;
+        stale.is_ok_and(|stale| !stale.is_empty())
     }
 
     /// A first deployment that does not run serves nobody; nothing half-deployed stays.
@@ -175,9 +190,12 @@ fn explain(owner: &str, error: EngineError) -> (String, Vec<String>) {
                 .iter()
                 .map(|name| name.as_str().strip_prefix(&prefix).unwrap_or(name.as_str()))
                 .collect();
+            let missing = match names.as_slice() {
+                [name] => format!("secret {name}"),
+                names => format!("secrets {}", names.join(", ")),
+            };
             let text = format!(
-                "secrets are missing: {}\nhint: set each with `updraft secrets set --owner {owner} NAME` and push again",
-                names.join(", ")
+                "waits: {missing} not found\nhint: commit it sealed in `secrets.yml`, or set it with `updraft secrets set --owner {owner} NAME`; the function starts by itself then"
             );
             (text, Vec::new())
         }

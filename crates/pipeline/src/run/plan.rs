@@ -117,6 +117,15 @@ impl Run {
             .await
             .map_err(|error| Halt::failed(FailedStep::Plan, &error.to_string()))?
             .map_err(|error| Halt::failed(FailedStep::Plan, &chain(&error)))?;
+        if stack.secrets_only {
+            // Who loses a stack file must not lose every function with it.
+            let (owner, repository) = (&self.push.owner, &self.push.repository);
+            let declared = self.pipeline.store.declared_functions(owner, Some(repository)).await?;
+            if !declared.is_empty() {
+                let missing = Stack::missing(&self.checkout_folder());
+                return Err(Halt::failed(FailedStep::Plan, &chain(&missing)));
+            }
+        }
         for text in &stack.warnings {
             self.warn(text.clone());
         }
@@ -142,7 +151,7 @@ impl Run {
     }
 
     /// What `${…}` in a stack file may mean: facts of the push itself, nothing of the platform.
-    fn variables(&self) -> BTreeMap<String, String> {
+    pub(super) fn variables(&self) -> BTreeMap<String, String> {
         let push = &self.push;
         [
             ("GIT_SHA", push.commit.as_str()),

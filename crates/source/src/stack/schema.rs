@@ -10,7 +10,11 @@ use crate::diagnostic::{Diagnostic, Position, quoted};
 use crate::path::RelativePath;
 use crate::yaml::{Entry, Node, Value};
 
-const TOP_FIELDS: [&str; 4] = ["version", "provider", "functions", "configuration"];
+const TOP_FIELDS: [&str; 5] =
+    ["version", "provider", "functions", "configuration", "sealed_secrets"];
+
+/// Most files with sealed secrets that a stack names.
+const SECRET_FILES_MAX: usize = 50;
 
 const FUNCTION_FIELDS: [&str; 23] = [
     "lang",
@@ -41,12 +45,20 @@ const FUNCTION_FIELDS: [&str; 23] = [
 /// Labels and annotations with this prefix say where a function came from; only a push sets them.
 const PLATFORM_PREFIX: &str = "com.openfaas.cloud.";
 
-type Parts = (BTreeMap<FunctionName, StackFunction>, Vec<String>, Vec<String>);
+/// What a stack file says.
+pub(super) struct Parts {
+    pub(super) functions: BTreeMap<FunctionName, StackFunction>,
+    /// `configuration.copy`.
+    pub(super) copy: Vec<String>,
+    pub(super) sealed_secrets: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
 
-/// Reads the whole file: functions, `configuration.copy`, warnings.
+/// Reads the whole file.
 pub(super) fn read(mut reader: Reader<'_>, root: Node) -> Result<Parts, Diagnostic> {
     let mut functions = None;
     let mut copy = Vec::new();
+    let mut sealed_secrets = Vec::new();
     if root.value == Value::Null {
         return Err(reader
             .complain(root.position, "the stack file is empty")
@@ -59,6 +71,7 @@ pub(super) fn read(mut reader: Reader<'_>, root: Node) -> Result<Parts, Diagnost
             "provider" => provider(&mut reader, entry.node)?,
             "functions" => functions = Some(self::functions(&mut reader, entry.node)?),
             "configuration" => copy = configuration(&mut reader, entry.node)?,
+            "sealed_secrets" => sealed_secrets = self::sealed_secrets(&mut reader, entry.node)?,
             // Compose's convention for a place to keep anchors.
             key if key.starts_with("x-") => {}
             _ => reader.warn_unknown(&entry, "of the stack file", &TOP_FIELDS),
@@ -71,7 +84,19 @@ pub(super) fn read(mut reader: Reader<'_>, root: Node) -> Result<Parts, Diagnost
             None => complaint.hint("`functions: {}` is how a repository says that it has none"),
         }
     })?;
-    Ok((functions, copy, reader.warnings))
+    Ok(Parts { functions, copy, sealed_secrets, warnings: reader.warnings })
+}
+
+fn sealed_secrets(reader: &mut Reader<'_>, node: Node) -> Result<Vec<String>, Diagnostic> {
+    let mut files = Vec::new();
+    for (position, text) in reader.list(node, "sealed_secrets")? {
+        if files.len() == SECRET_FILES_MAX {
+            let message = format!("`sealed_secrets` names more than {SECRET_FILES_MAX} files");
+            return Err(reader.complain(position, message).hint("a file may hold many secrets"));
+        }
+        files.push(relative(reader, position, &text, "sealed_secrets")?);
+    }
+    Ok(files)
 }
 
 fn version(reader: &mut Reader<'_>, node: Node) -> Result<(), Diagnostic> {
