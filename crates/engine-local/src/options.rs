@@ -47,6 +47,8 @@ pub struct LocalEngineOptions {
     pub instance: String,
     /// Desired state and secrets, kept over reboots.
     pub state: PathBuf,
+    /// File of the key that encrypts the secrets; made when it is missing.
+    pub machine_key: PathBuf,
     /// Log files of replicas, one folder for each namespace and function.
     pub logs: PathBuf,
     /// What does not outlive the machine's boot, below `/run`.
@@ -89,6 +91,7 @@ impl LocalEngineOptions {
         Self {
             instance: instance.into(),
             state: data.join("engine"),
+            machine_key: data.join("secrets/machine-key"),
             logs: data.join("logs"),
             run: run.join("engine"),
             runtime: RuntimeChoice::Detect,

@@ -101,7 +101,7 @@ impl SecretStore {
 
     /// The store where the options say, without the memory file system.
     pub(crate) fn in_folders(options: &LocalEngineOptions) -> Result<(Self, Migrated), OpenError> {
-        let kept = Kept::open(&options.state)?;
+        let kept = Kept::open(&options.state, &options.machine_key)?;
         let migrated = Migrated(kept.take_over()?);
         let secrets = kept.load()?;
         let state = Mutex::new(State { secrets, holders: BTreeMap::new() });

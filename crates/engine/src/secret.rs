@@ -6,6 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use updraft_model::{Digest, ItemKey, OwnerName, RepositoryName, SecretName};
+use zeroize::Zeroizing;
 
 use crate::EngineError;
 
@@ -15,14 +16,14 @@ pub const SECRET_BYTES_MAX: usize = 1 << 20;
 /// Most items of one secret.
 pub const SECRET_ITEMS_MAX: usize = 1000;
 
-/// A secret's bytes. Never printed; hand it on or drop it.
+/// A secret's bytes. Never printed, wiped when dropped; hand it on or drop it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct SecretValue(Vec<u8>);
+pub struct SecretValue(Zeroizing<Vec<u8>>);
 
 impl SecretValue {
     /// Wraps the bytes.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
+        Self(Zeroizing::new(bytes.into()))
     }
 
     /// The bytes, to be written where the function reads them and nowhere else.
@@ -237,7 +238,7 @@ impl SecretInfo {
         mac: impl Fn(&[u8]) -> Digest,
     ) -> Self {
         let joined = |parts: &[&[u8]]| {
-            let mut text = Vec::new();
+            let mut text = Zeroizing::new(Vec::new());
             for part in parts {
                 text.extend_from_slice(&(part.len() as u64).to_be_bytes());
                 text.extend_from_slice(part);

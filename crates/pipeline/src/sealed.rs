@@ -11,7 +11,8 @@ use std::fmt;
 use updraft_engine::{SecretContent, SecretItems, SecretOrigin, SecretValue};
 use updraft_model::{ItemKey, Namespace, OwnerName, RepositoryName, SecretName};
 use updraft_seal::{
-    Document, Hints, Limits, OpenedSecret, Scope, SealedSecret, UnsealError, parse_documents,
+    Document, Hints, KeyRing, Limits, OpenedSecret, Scope, SealedSecret, UnsealError,
+    parse_documents,
 };
 use updraft_source::stack::SecretFile;
 
@@ -46,6 +47,12 @@ pub trait Unsealer: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// Every item that does not open, with the reason.
     fn unseal(&self, secret: &SealedSecret, hints: &Hints) -> Result<OpenedSecret, UnsealError>;
+}
+
+impl Unsealer for KeyRing {
+    fn unseal(&self, secret: &SealedSecret, hints: &Hints) -> Result<OpenedSecret, UnsealError> {
+        self.unseal_with(secret, hints)
+    }
 }
 
 /// Whose secrets are looked at, and by which rules.

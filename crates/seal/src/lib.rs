@@ -44,7 +44,7 @@ pub use limits::Limits;
 pub use metrics::{ErrorReason, SealMetrics};
 pub use ring::{
     KeyFileError, KeyInfo, KeyOrder, KeyPair, KeyRing, KeyRingError, KeyRingOptions, KeyState,
-    ResealError,
+    MachineKey, ResealError,
 };
 pub use scope::{Scope, ScopeError};
 pub use seal::{Draft, SealError, seal};

@@ -29,8 +29,8 @@ use crate::{
     seal, unseal,
 };
 
-pub use file::KeyFileError;
-use file::{KeyFile, MachineKey};
+use file::KeyFile;
+pub use file::{KeyFileError, MachineKey};
 
 /// Keys that a ring may hold: what fifty years of monthly renewals make.
 const KEYS_MAX: usize = 600;

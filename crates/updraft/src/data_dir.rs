@@ -133,6 +133,16 @@ impl DataDir {
         self.root.join("secrets/callback-key")
     }
 
+    /// Keys of sealed secrets, encrypted with the machine key.
+    pub(crate) fn sealing_keys(&self) -> PathBuf {
+        self.root.join("secrets/sealing-keys")
+    }
+
+    /// Encrypts secrets and their keys on the disk.
+    pub(crate) fn machine_key(&self) -> PathBuf {
+        self.root.join("secrets/machine-key")
+    }
+
     pub(crate) fn repositories(&self) -> PathBuf {
         self.root.join("git")
     }

@@ -29,6 +29,7 @@ use updraft_queue::{
 };
 use updraft_queue_nats::NatsCallStore;
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
+use updraft_seal::{KeyRing, KeyRingOptions};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
@@ -177,6 +178,7 @@ impl Cloud {
         let version = Version { release: RELEASE.to_owned(), sha: COMMIT.to_owned() };
         let store = Store::open(&data_dir.database(), &data_dir.blobs())?;
         let access = Access::open(store.clone(), &data_dir.admin_password())?;
+        let keys = sealing_keys(data_dir).await?;
         let images = images::open(data_dir).await?;
         let engine_options = engine_options(data_dir, Some(config));
         let engine = LocalEngine::open(engine_options, Arc::new(images.clone())).await?;
@@ -196,6 +198,7 @@ impl Cloud {
             engine: Arc::clone(&shared_engine),
             builder,
             templates,
+            unsealer: keys,
             repositories: data_dir.repositories(),
             work: data_dir.work(),
             options: pipeline_options(config, Arc::clone(&url)),
@@ -332,11 +335,20 @@ impl Cloud {
     }
 }
 
+/// Opens the keys of sealed secrets; the first key is made when there is none.
+async fn sealing_keys(data_dir: &DataDir) -> Result<Arc<KeyRing>> {
+    let (folder, machine_key) = (data_dir.sealing_keys(), data_dir.machine_key());
+    let open = move || KeyRing::open(&folder, KeyRingOptions::usual(machine_key));
+    let ring = tokio::task::spawn_blocking(open).await.context("a key could not be made")?;
+    Ok(Arc::new(ring.context("the keys of sealed secrets cannot be used")?))
+}
+
 /// The engine's options; the limits of functions are the configuration's, where there is one.
 pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> LocalEngineOptions {
     let usual = LocalEngineOptions::new(data_dir.instance(), data_dir.root(), &data_dir.volatile());
     let usual = LocalEngineOptions {
         version: Version { release: RELEASE.to_owned(), sha: COMMIT.to_owned() },
+        machine_key: data_dir.machine_key(),
         ..usual
     };
     let Some(config) = config else { return usual };

@@ -1,11 +1,12 @@
 //! Secrets on disk: one record a secret, below `secret-records/<namespace>` in the state folder.
 //!
-//! A record carries a version. Before the first of them a secret was a file with its one value,
+//! A record carries a version and is encrypted with the machine's key, bound to its place, so that
+//! neither a copy of the folder nor a record that somebody moves tells anything. Before the first of them a secret was a file with its one value,
 //! below `secrets/<namespace>`; those are taken over at the first start.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,12 +18,20 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use updraft_engine::{SecretContent, SecretInfo, SecretItems, SecretOrigin, SecretValue};
 use updraft_model::{Digest, ItemKey, Namespace, SecretName};
+use updraft_seal::MachineKey;
+use zeroize::Zeroizing;
 
 use crate::options::OpenError;
 use crate::record::folder_entries;
 
 /// The form this code writes.
 const VERSION: u32 = 1;
+
+/// What a record's file begins with; the rest is encrypted.
+const HEAD: &[u8] = b"updraft secret 1\n";
+
+/// What the file of the digests' key is bound to.
+const DIGESTS: &[u8] = b"updraft secret digests 1";
 
 /// A file before it takes its place; no secret has such a name.
 const NEW_FILE: &str = ".new";
@@ -34,6 +43,7 @@ pub(super) struct Kept {
     /// Where earlier versions kept values.
     values: PathBuf,
     digests: DigestKey,
+    machine: MachineKey,
 }
 
 /// The key that digests of secrets are made with.
@@ -68,7 +78,11 @@ pub(super) struct Times {
 }
 
 impl Kept {
-    pub(super) fn open(state: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(state: &Path, machine_key: &Path) -> Result<Self, OpenError> {
+        let machine = MachineKey::open(machine_key, true).map_err(|error| {
+            let (path, reason) = (machine_key.to_owned(), chain(&error));
+            OpenError::Record { path, reason }
+        })?;
         let records = state.join("secret-records");
         DirBuilder::new()
             .recursive(true)
@@ -76,8 +90,8 @@ impl Kept {
             .create(&records)
             .map_err(OpenError::file("create", &records))?;
         let key = state.join("secret-digests.key");
-        let digests = DigestKey::open(&key).map_err(OpenError::file("read", &key))?;
-        Ok(Self { records, values: state.join("secrets"), digests })
+        let digests = DigestKey::open(&key, &machine).map_err(OpenError::file("read", &key))?;
+        Ok(Self { records, values: state.join("secrets"), digests, machine })
     }
 
     fn folder(&self, namespace: &Namespace) -> PathBuf {
@@ -120,7 +134,15 @@ impl Kept {
         name: &SecretName,
     ) -> io::Result<(SecretContent, Times)> {
         let bytes = fs::read(self.folder(namespace).join(name.as_str()))?;
-        let record: Record = serde_json::from_slice(&bytes)?;
+        let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text);
+        let sealed = bytes
+            .strip_prefix(HEAD)
+            .ok_or_else(|| invalid("it is no secret of this version of Updraft"))?;
+        let plain = self
+            .machine
+            .decrypt(&about(namespace, name), sealed)
+            .ok_or_else(|| invalid("it is damaged, or was written with another machine key"))?;
+        let record: Record = serde_json::from_slice(&plain)?;
         if record.version != VERSION {
             let text = format!(
                 "its version is {}, this Updraft knows {VERSION}; is it an older one?",
@@ -160,7 +182,9 @@ impl Kept {
         };
         let folder = self.folder(namespace);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        replace(&folder, name.as_str(), &serde_json::to_vec(&record)?)
+        let plain = Zeroizing::new(serde_json::to_vec(&record)?);
+        let sealed = self.machine.encrypt(&about(namespace, name), &plain)?;
+        replace(&folder, name.as_str(), &[HEAD, &sealed].concat())
     }
 
     pub(super) fn remove(&self, namespace: &Namespace, name: &SecretName) -> io::Result<()> {
@@ -223,6 +247,20 @@ fn named_files(folder: &Path) -> Result<Vec<(Namespace, SecretName, PathBuf)>, O
     Ok(all)
 }
 
+/// What a record is bound to.
+fn about(namespace: &Namespace, name: &SecretName) -> Vec<u8> {
+    let mut about = HEAD.to_vec();
+    about.extend(format!("{namespace}/{name}").into_bytes());
+    about
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
 /// Replaces a file of a folder, for its owner's eyes alone from its first byte on.
 fn replace(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let new = folder.join(NEW_FILE);
@@ -235,19 +273,25 @@ fn replace(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 }
 
 impl DigestKey {
-    /// Reads the key; makes it when there is none.
-    fn open(path: &Path) -> io::Result<Self> {
-        let mut key = [0; 32];
-        match File::open(path) {
-            Ok(mut file) => file.read_exact(&mut key)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                getrandom::fill(&mut key).map_err(io::Error::other)?;
-                let folder = path.parent().unwrap_or(Path::new("."));
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                replace(folder, &name, &key)?;
-            }
-            Err(error) => return Err(error),
+    /// Reads the key; makes it when there is none, or none that this machine can read.
+    fn open(path: &Path, machine: &MachineKey) -> io::Result<Self> {
+        let sealed = match fs::read(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            read => read.ok(),
+        };
+        let known = sealed.as_ref().and_then(|sealed| machine.decrypt(DIGESTS, sealed));
+        if let Some(key) = known.and_then(|key| <[u8; 32]>::try_from(key.as_slice()).ok()) {
+            return Ok(Self(key));
         }
+        if sealed.is_some() {
+            let path = path.display();
+            tracing::warn!(%path, "cannot be read with this machine key, digests change once");
+        }
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(io::Error::other)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        replace(folder, &name, &machine.encrypt(DIGESTS, &key)?)?;
         Ok(Self(key))
     }
 
@@ -281,6 +325,10 @@ mod tests {
         "items": { "password": "aHVudGVyMg==", "user": "" }
     }"#;
 
+    fn kept_in(state: &Path) -> Kept {
+        Kept::open(state, &state.join("machine-key")).unwrap()
+    }
+
     fn place() -> (Namespace, SecretName) {
         (Namespace::default(), SecretName::new("alice-db").unwrap())
     }
@@ -288,12 +336,19 @@ mod tests {
     #[test]
     fn records_of_the_first_version_are_read_and_a_later_one_is_told_and_left_out() {
         let state = tempfile::tempdir().unwrap();
-        let kept = Kept::open(state.path()).unwrap();
+        let kept = kept_in(state.path());
         let folder = state.path().join("secret-records/openfaas-fn");
         fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("alice-db"), RECORD_V1).unwrap();
-        fs::write(folder.join("later"), RECORD_V1.replace(r#""version": 1"#, r#""version": 2"#))
-            .unwrap();
+        let write = |name: &str, record: &str| {
+            let about = about(&Namespace::default(), &SecretName::new(name).unwrap());
+            let sealed = kept.machine.encrypt(&about, record.as_bytes()).unwrap();
+            fs::write(folder.join(name), [HEAD, &sealed].concat()).unwrap();
+        };
+        write("alice-db", RECORD_V1);
+        write("later", &RECORD_V1.replace(r#""version": 1"#, r#""version": 2"#));
+        // Moved by somebody who may write the folder: it is bound to its place.
+        fs::copy(folder.join("alice-db"), folder.join("bob-db")).unwrap();
+        fs::write(folder.join("plain"), RECORD_V1).unwrap();
         fs::write(folder.join(NEW_FILE), "{").unwrap();
         let all = kept.load().unwrap();
         assert_eq!(all.len(), 1, "{all:?}");
@@ -306,7 +361,28 @@ mod tests {
         assert_eq!(content.items.get("password").unwrap().expose(), b"hunter2");
         assert!(matches!(content.origin, SecretOrigin::Sealed { .. }));
         // The same key is found again, and so the same digests.
-        assert_eq!(Kept::open(state.path()).unwrap().load().unwrap(), all);
+        assert_eq!(kept_in(state.path()).load().unwrap(), all);
+    }
+
+    #[test]
+    fn nothing_on_the_disk_holds_a_value() {
+        let state = tempfile::tempdir().unwrap();
+        let kept = kept_in(state.path());
+        let (namespace, name) = place();
+        let items = SecretItems::single(&name, SecretValue::new("hunter2-hunter2"));
+        let content = SecretContent::by_hand(items);
+        let info = kept.describe(&name, &content, None, Timestamp::UNIX_EPOCH);
+        kept.write(&namespace, &name, &content, &info).unwrap();
+        let bytes = fs::read(kept.folder(&namespace).join(name.as_str())).unwrap();
+        let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+        assert!(!holds(b"hunter2"));
+        assert!(!holds(&STANDARD.encode("hunter2-hunter2").as_bytes()[..8]));
+        // Another machine key opens nothing, and says so.
+        fs::remove_file(state.path().join("machine-key")).unwrap();
+        let other = kept_in(state.path());
+        let error = other.read(&namespace, &name).unwrap_err().to_string();
+        assert!(error.contains("another machine key"), "{error}");
+        assert!(other.load().unwrap().is_empty());
     }
 
     #[test]
@@ -316,7 +392,7 @@ mod tests {
             let (_, name) = place();
             let items = SecretItems::single(&name, SecretValue::new("1234"));
             let content = SecretContent::by_hand(items);
-            let kept = Kept::open(state).unwrap();
+            let kept = kept_in(state);
             kept.describe(&name, &content, None, Timestamp::UNIX_EPOCH).digest
         };
         assert_eq!(digest(one.path()), digest(one.path()));
@@ -330,7 +406,7 @@ mod tests {
         fs::create_dir_all(&values).unwrap();
         fs::write(values.join("alice-db"), [0, 255, 10]).unwrap();
         fs::write(values.join(".alice-db.new"), "half").unwrap();
-        let kept = Kept::open(state.path()).unwrap();
+        let kept = kept_in(state.path());
         let taken = kept.take_over().unwrap();
         let plain = Digest::from_bytes(Sha256::digest([0, 255, 10]).into());
         assert_eq!(taken, BTreeMap::from([(place(), plain)]));

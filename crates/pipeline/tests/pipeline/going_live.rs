@@ -271,7 +271,7 @@ fn a_missing_secret_is_named_as_the_owner_knows_it() {
     let files = [("stack.yml", text.as_str()), ("hello/Dockerfile", DOCKERFILE)];
     let story = world.push(&files);
     assert_eq!(story.state(), PushState::Failed);
-    assert!(story.text().contains("secrets are missing: db (deploy)"), "{}", story.text());
+    assert!(story.text().contains("waits: secret db not found (deploy)"), "{}", story.text());
     assert!(story.text().contains("updraft secrets set --owner alice NAME"), "{}", story.text());
     world.engine.add_secret("alice-db");
     assert_eq!(world.push(&[]).state(), PushState::Ready);

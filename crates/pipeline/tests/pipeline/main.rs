@@ -10,4 +10,5 @@ mod newest_wins;
 mod ownership;
 mod resuming;
 mod rolling_back;
+mod secrets;
 mod world;

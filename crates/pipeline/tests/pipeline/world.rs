@@ -13,8 +13,9 @@ use tokio::runtime::Runtime;
 use updraft_model::{FunctionName, OwnerName, RepositoryName};
 use updraft_pipeline::{
     Origin, Pipeline, PipelineOptions, PipelineParts, PushEvent, PushEventKind, PushId,
-    PushRequest, PushState, Verdict, render,
+    PushRequest, PushState, Unsealer, Verdict, render,
 };
+use updraft_seal::{Hints, Limits, OpenedSecret, SealedSecret, UnsealError, unseal_with_keys};
 use updraft_source::template::Templates;
 use updraft_store::Store;
 
@@ -29,9 +30,21 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) builder: Arc<RecordingBuilder>,
     pub(crate) engine: Arc<RecordingEngine>,
+    /// Opens what was sealed for this platform.
+    pub(crate) unsealer: Arc<dyn Unsealer>,
     change: fn(&mut PipelineOptions),
     // Its threads are the process that a test kills.
     process: Option<(Runtime, Arc<Pipeline>)>,
+}
+
+/// A platform that can open nothing.
+#[derive(Debug)]
+struct NoKeys;
+
+impl Unsealer for NoKeys {
+    fn unseal(&self, secret: &SealedSecret, hints: &Hints) -> Result<OpenedSecret, UnsealError> {
+        unseal_with_keys(&[], secret, hints, Limits::usual())
+    }
 }
 
 /// A story and how it ended.
@@ -107,6 +120,7 @@ impl World {
             store,
             builder: Arc::default(),
             engine: Arc::default(),
+            unsealer: Arc::new(NoKeys),
             change,
             process: None,
         };
@@ -128,6 +142,7 @@ impl World {
             engine: self.engine.clone(),
             builder: self.builder.clone(),
             templates: Templates::new(Bytes::from_static(b"watchdog"), false),
+            unsealer: self.unsealer.clone(),
             repositories: self.folder.path().join("git"),
             work: self.folder.path().join("work"),
             options,

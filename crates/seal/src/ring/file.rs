@@ -68,12 +68,15 @@ pub enum KeyFileError {
     },
 }
 
-/// Encrypts key files. Never printed.
-pub(super) struct MachineKey(LessSafeKey);
+/// Encrypts what this machine keeps: key files, and what others hand it. Never printed.
+pub struct MachineKey(LessSafeKey);
 
 impl MachineKey {
     /// Reads the file, or makes one that this user alone can read, where that is allowed.
-    pub(super) fn open(path: &Path, may_make: bool) -> Result<Self, KeyFileError> {
+    ///
+    /// # Errors
+    /// The machine's fault, or the file is missing and may not be made.
+    pub fn open(path: &Path, may_make: bool) -> Result<Self, KeyFileError> {
         let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
         let mut bytes = Zeroizing::new([0; 32]);
         match File::open(path) {
@@ -102,8 +105,12 @@ impl MachineKey {
         Ok(Self(LessSafeKey::new(key)))
     }
 
-    /// The nonce, then the encrypted bytes with their tag.
-    fn encrypt(&self, about: &[u8], plain: &[u8]) -> io::Result<Vec<u8>> {
+    /// The nonce, then the encrypted bytes with their tag. They are bound to `about`, and do not
+    /// decrypt with another.
+    ///
+    /// # Errors
+    /// The machine gives no random bytes.
+    pub fn encrypt(&self, about: &[u8], plain: &[u8]) -> io::Result<Vec<u8>> {
         let mut nonce = [0; 12];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
         let mut sealed = Vec::with_capacity(nonce.len() + plain.len() + 16);
@@ -121,7 +128,8 @@ impl MachineKey {
         Ok(sealed)
     }
 
-    fn decrypt(&self, about: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    /// What was encrypted; nothing when it was with another key or `about`, or is damaged.
+    pub fn decrypt(&self, about: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (nonce, sealed) = sealed.split_first_chunk::<12>()?;
         let mut plain = Zeroizing::new(sealed.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
