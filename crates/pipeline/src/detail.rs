@@ -45,6 +45,9 @@ pub(crate) struct Target {
 pub(crate) struct Failure {
     pub(crate) function: FunctionName,
     pub(crate) step: FailedStep,
+    /// It waits for a secret: its release goes live when that is there.
+    #[serde(default)]
+    pub(crate) waits: bool,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -65,13 +65,15 @@ pub fn terminal(event: &PushEvent) -> Vec<String> {
             let what = name.as_ref().map_or("secrets".to_owned(), |name| format!("secret {name}"));
             let mut lines = vec![format!("{what} not taken: {at}: {}", first_line(reason))];
             lines.extend(reason.lines().skip(1).map(str::to_owned));
+            let what = match name {
+                Some(_) => format!("{what} keeps its earlier value"),
+                None => "what it brought before stays".to_owned(),
+            };
             if *keeps && users.is_empty() {
-                lines.push(format!("{what} keeps its earlier value"));
+                lines.push(what);
             } else if *keeps {
                 let users = join(users);
-                lines.push(format!(
-                    "{what} keeps its earlier value, which these functions have: {users}"
-                ));
+                lines.push(format!("{what}, which these functions have: {users}"));
             }
             lines
         }

@@ -1,9 +1,8 @@
 //! Functions that wait for a secret: their release is made, and goes live when the secret is
 //! there, whoever puts it.
 //!
-//! What waits follows from the records: the newest release of a function that is not live, came
-//! by a push that has failed, and names a secret that is not there. So nothing is lost with the
-//! process.
+//! What waits follows from the records: the newest release of a function that is not live, and
+//! whose push noted that it waits. So nothing is lost with the process.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +13,7 @@ use updraft_engine::EngineError;
 use updraft_model::{FunctionName, Namespace, OwnerName, SecretName};
 use updraft_store::{PinnedTo, PushState, Release, StoreError};
 
+use crate::detail::{Detail, Failure};
 use crate::pipeline::Pipeline;
 use crate::point::PointError;
 
@@ -89,7 +89,8 @@ impl Pipeline {
     async fn find_waiting(&self) -> Result<(), StoreError> {
         for owner in self.store.owners().await? {
             for declared in self.store.declared_functions(&owner.name, None).await? {
-                if matches!(self.look(&owner.name, &declared.name).await, Ok(Look::Waits)) {
+                let look = self.look(&owner.name, &declared.name).await;
+                if matches!(look, Ok(Look::Waits | Look::Ready(_))) {
                     self.waiting.add(&owner.name, &declared.name);
                 }
             }
@@ -112,10 +113,17 @@ impl Pipeline {
         let declared = self.store.function(owner, function).await?;
         let push = self.store.push(newest.push).await?;
         // One that is under way deploys it itself.
-        match push.map(|push| push.state) {
-            Some(PushState::Failed) if declared.is_some_and(|d| d.repository.is_some()) => {}
-            Some(state) if !state.is_final() => return Ok(Look::Waits),
-            _ => return Ok(Look::Done),
+        let Some(push) = push.filter(|_| declared.is_some_and(|d| d.repository.is_some())) else {
+            return Ok(Look::Done);
+        };
+        if !push.state.is_final() {
+            return Ok(Look::Waits);
+        }
+        // A release that failed for another reason is not tried again.
+        let detail = Detail::from_stored(push.detail.as_ref()).unwrap_or_default();
+        let waits = |failure: &Failure| failure.waits && failure.function == *function;
+        if push.state != PushState::Failed || !detail.failed.iter().any(waits) {
+            return Ok(Look::Done);
         }
         let there: BTreeSet<SecretName> = self
             .engine

@@ -14,12 +14,13 @@ use updraft_builder::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
 use updraft_engine::{Engine, Version, Wake};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
-use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, UrlOf};
+use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, Unsealer, UrlOf};
 use updraft_queue::{
     SqliteCallStore, CallbackOptions, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules,
     SigningKey,
 };
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
+use updraft_seal::{Hints, Limits, OpenedSecret, SealedSecret, UnsealError, unseal_with_keys};
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
 
@@ -27,6 +28,16 @@ use updraft_store::access::Access;
 use updraft_store::{Build, NewBuild, NewPush, NewRelease, PinnedTo, PushId, Release, Store};
 
 use crate::memory_engine::MemoryEngine;
+
+/// A platform that can open nothing.
+#[derive(Debug)]
+struct NoKeys;
+
+impl Unsealer for NoKeys {
+    fn unseal(&self, secret: &SealedSecret, hints: &Hints) -> Result<OpenedSecret, UnsealError> {
+        unseal_with_keys(&[], secret, hints, Limits::usual())
+    }
+}
 
 pub(crate) const PASSWORD: &str = "the-password";
 
@@ -78,6 +89,7 @@ impl Host {
             engine: engine.clone(),
             builder: Arc::new(NoBuilder),
             templates: Templates::new(Bytes::new(), false),
+            unsealer: Arc::new(NoKeys),
             repositories: path("git"),
             work: path("work"),
             options: PipelineOptions::new(url.clone()),

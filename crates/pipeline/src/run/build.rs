@@ -61,7 +61,11 @@ impl Run {
                     (spec, Some(built.id))
                 }
                 (Action::Build { .. }, _) => {
-                    self.detail.failed.push(Failure { function, step: FailedStep::Build });
+                    self.detail.failed.push(Failure {
+                        function,
+                        step: FailedStep::Build,
+                        waits: false,
+                    });
                     continue;
                 }
                 (Action::New { spec, image_id, .. }, _) => (spec, image_id),
@@ -70,7 +74,7 @@ impl Run {
                     continue;
                 }
                 (Action::Refused { step, .. }, _) => {
-                    self.detail.failed.push(Failure { function, step });
+                    self.detail.failed.push(Failure { function, step, waits: false });
                     continue;
                 }
             };

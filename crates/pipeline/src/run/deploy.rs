@@ -103,7 +103,10 @@ impl Run {
                 }
                 let waits = matches!(error, EngineError::MissingSecrets { .. });
                 let (text, log_tail) = explain(self.push.owner.as_str(), error);
-                let failed = self.failed(function, FailedStep::Deploy, &text, log_tail);
+                let mut failed = self.failed(function, FailedStep::Deploy, &text, log_tail);
+                if let Deployed::Failed(failure) = &mut failed {
+                    failure.waits = waits;
+                }
                 if waits {
                     pipeline.waiting.add(owner, function);
                 }
@@ -138,7 +141,7 @@ impl Run {
         log_tail: Vec<String>,
     ) -> Deployed {
         self.journal.tell(&function_failed(function, step, text, log_tail));
-        Deployed::Failed(Failure { function: function.clone(), step })
+        Deployed::Failed(Failure { function: function.clone(), step, waits: false })
     }
 
     /// Removes a function that left the stack, when what runs is this repository's.

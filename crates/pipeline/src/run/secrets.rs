@@ -153,13 +153,22 @@ impl Run {
     async fn refuse(&mut self, refused: Refused) -> Result<(), Halt> {
         let Refused { file, place, name, reason } = refused;
         let secret = name.as_deref().and_then(|name| SecretName::new(name.to_lowercase()).ok());
-        let mut keeps = false;
-        let mut users = Vec::new();
-        if let Some(secret) = secret.filter(|secret| self.is_own(secret)) {
-            let known = self.pipeline.engine.list_secrets(&Namespace::default()).await;
-            keeps = known.is_ok_and(|known| known.iter().any(|known| known.name == secret));
-            users = self.users(&secret).await;
+        let known = self.pipeline.engine.list_secrets(&Namespace::default()).await;
+        let mut known = known.unwrap_or_default();
+        known.retain(|known| match (&secret, &known.origin) {
+            (Some(secret), _) => known.name == *secret && self.is_own(secret),
+            // The file as a whole: what it brought before.
+            (None, SecretOrigin::Sealed { owner, repository, file: from, .. }) => {
+                *owner == self.push.owner && *repository == self.push.repository && *from == file
+            }
+            (None, SecretOrigin::Api) => false,
+        });
+        let keeps = !known.is_empty();
+        let mut users = BTreeSet::new();
+        for known in known {
+            users.extend(self.users(&known.name).await);
         }
+        let users = users.into_iter().collect();
         self.detail.refused_secrets.push(name.clone().unwrap_or_else(|| file.clone()));
         let event = PushEventKind::SecretRefused { file, place, name, reason, keeps, users };
         self.journal.tell(&event);

@@ -153,12 +153,13 @@ impl Engine for RecordingEngine {
         }
         let mut all = self.running.lock().unwrap();
         let old = all.remove(&spec.id);
+        let number = old.as_ref().map_or(0, |old| old.revision);
         let (before, revision) = match old {
             Some(old) if old.spec == spec && old.held == held => (old.before, old.revision),
             Some(old) => (Some(old.spec), old.revision + 1),
             None => (None, 1),
         };
-        if before.as_ref() != Some(&spec) {
+        if revision != number {
             self.applied.lock().unwrap().push(spec.id.name.to_string());
         }
         all.insert(spec.id.clone(), Running { spec, held, before, revision });
