@@ -398,23 +398,45 @@ mod tests {
         assert_eq!(file.function.processes, 256);
     }
 
+    /// Checks a configuration that is the usual one but for this.
+    fn checked(listen: &str, gateway: GatewayConfig) -> Result<(), String> {
+        let file = ConfigFile::default();
+        let config = Config {
+            listen: listen.parse().unwrap(),
+            root: Root::new("localhost").unwrap(),
+            build: file.build,
+            push: file.push,
+            function: file.function,
+            gateway,
+            scaler: ScalerConfig::default(),
+            log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
+            queue: QueueConfig::default(),
+        };
+        config.check().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn services_of_the_operator_have_addresses_and_a_body_goes_to_somebody() {
+        let gateway = |text: &str| parsed(&format!("[gateway]\n{text}")).map(|file| file.gateway);
+        let asked = gateway(
+            "auth_proxy_url = 'http://127.0.0.1:8090/validate'\nauth_proxy_pass_body = true\n\
+             logs_provider_url = 'http://127.0.0.1:9191'",
+        )
+        .unwrap();
+        assert!(asked.auth_proxy_pass_body && asked.logs_provider_url.is_some());
+        assert_eq!(checked("127.0.0.1:8080", asked), Ok(()));
+        let wrong = gateway("logs_provider_url = 'https://logs.example'").unwrap_err().to_string();
+        assert!(wrong.contains("https://logs.example") && wrong.contains("line 2"), "{wrong}");
+        let nobody = gateway("auth_proxy_pass_body = true").unwrap();
+        let refusal = checked("127.0.0.1:8080", nobody).unwrap_err();
+        assert!(refusal.contains("gateway.auth_proxy_url"), "{refusal}");
+    }
+
     #[test]
     fn the_gateway_is_open_only_to_this_machine() {
         let check = |listen: &str, authentication: bool| {
-            let file = ConfigFile::default();
-            let config = Config {
-                listen: listen.parse().unwrap(),
-                root: Root::new("localhost").unwrap(),
-                build: file.build,
-                push: file.push,
-                function: file.function,
-                gateway: GatewayConfig { authentication, ..GatewayConfig::default() },
-                scaler: ScalerConfig::default(),
-                log: LogConfig::default(),
-                metrics: MetricsConfig::default(),
-                queue: QueueConfig::default(),
-            };
-            config.check().map_err(|error| error.to_string())
+            checked(listen, GatewayConfig { authentication, ..GatewayConfig::default() })
         };
         assert_eq!(check("127.0.0.1:8080", false), Ok(()));
         assert_eq!(check("[::1]:8080", false), Ok(()));
