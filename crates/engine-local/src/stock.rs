@@ -71,7 +71,7 @@ pub(crate) fn take_stock(
             });
         match goes_on {
             Some((process, record)) => {
-                adopted.push(Adopted { id, record, process, load: Arc::default() })
+                adopted.push(Adopted { id, record, process, load: Arc::default() });
             }
             None => left.push(id),
         }

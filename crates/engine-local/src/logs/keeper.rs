@@ -183,14 +183,11 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
     let mut pause = SHORT_PAUSE;
     loop {
         let told = async {
-            match &kernel {
-                Some(kernel) => {
-                    kernel.readable().await.map(|mut ready| ready.clear_ready()).is_ok()
-                }
-                None => {
-                    tokio::time::sleep(INTERVAL).await;
-                    false
-                }
+            if let Some(kernel) = &kernel {
+                kernel.readable().await.map(|mut ready| ready.clear_ready()).is_ok()
+            } else {
+                tokio::time::sleep(INTERVAL).await;
+                false
             }
         };
         let told = tokio::select! {
@@ -203,7 +200,9 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             let looked = &looking.looked;
             let files = if told { looked.written() } else { looked.all() };
             let limits = looking.options.log_limits();
-            files.iter().for_each(|path| looked.look(path, limits, now));
+            for path in &files {
+                looked.look(path, limits, now);
+            }
             !files.is_empty()
         });
         let busy = match looked.await {
