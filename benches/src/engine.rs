@@ -11,7 +11,7 @@ use updraft_engine::Engine;
 use updraft_engine_local::RuntimeChoice;
 use updraft_tests::{Cloud, DataPlane, Repository, eventually};
 
-use crate::load::paced;
+use crate::load::{Target, paced, requests_per_second};
 use crate::measure::{cloud_with_page, cpu_ticks, edge_target, resident_mib};
 use crate::report::{Report, millis, percentile};
 
@@ -268,11 +268,12 @@ fn push_scripts(cloud: &Cloud, repository: &Repository, names: &[&str]) {
              COPY --chmod=755 www /www\nUSER 12000\n\
              CMD [\"/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n",
         );
-        stack += &format!(
+        let entry = format!(
             "  {name}:\n    lang: dockerfile\n    handler: ./{name}\n    image: {name}:latest\n    \
              limits:\n      cpu: 500m\n      memory: 96Mi\n    annotations:\n      \
              com.openfaas.health.http.path: /index.html\n"
         );
+        stack.push_str(&entry);
     }
     repository.write("stack.yml", stack).commit("Scripts");
     let token = cloud.token("bench");
@@ -284,8 +285,7 @@ pub(crate) async fn shares(report: &mut Report) -> Result<()> {
     let cloud = Cloud::start_configured(CALM);
     let repository = Repository::new();
     push_scripts(&cloud, &repository, &["work"]);
-    let mut target = edge_target(&cloud);
-    target.path = "/work/cgi-bin/spin".to_owned();
+    let target = Target { path: "/work/cgi-bin/spin".to_owned(), ..edge_target(&cloud) };
     let mut rates = Vec::new();
     for replicas in [1, 2] {
         let body = format!("{{\"serviceName\":\"bench-work\",\"replicas\":{replicas}}}");
@@ -296,7 +296,7 @@ pub(crate) async fn shares(report: &mut Report) -> Result<()> {
         })
         .await;
         let time = Duration::from_secs(10);
-        rates.push(crate::load::requests_per_second(&target, 8, time).await?);
+        rates.push(requests_per_second(&target, 8, time).await?);
     }
     let ratio = rates[1] / rates[0];
     report.row(

@@ -359,7 +359,9 @@ async fn replicas_and_records_of_the_first_version_are_taken_over() {
         let mut record: serde_json::Value =
             serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         let fields = record.as_object_mut().unwrap();
-        added.iter().for_each(|field| drop(fields.remove(*field)));
+        for field in added {
+            fields.remove(*field);
+        }
         fields.insert("version".to_owned(), 1.into());
         fs::write(path, record.to_string()).unwrap();
     };
