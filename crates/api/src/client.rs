@@ -238,6 +238,42 @@ impl Client {
         self.call(Method::PUT, &path, Some(value.into())).await.map(drop)
     }
 
+    /// One secret, without its values.
+    pub async fn secret(
+        &self,
+        owner: &OwnerName,
+        name: &SecretName,
+    ) -> Result<wire::Secret, ClientError> {
+        self.get(&format!("owners/{owner}/secrets/{name}")).await
+    }
+
+    /// Makes a secret hold these items and no others.
+    pub async fn set_secret_items(
+        &self,
+        owner: &OwnerName,
+        name: &SecretName,
+        items: &wire::SecretItems,
+    ) -> Result<(), ClientError> {
+        let path = format!("owners/{owner}/secrets/{name}/items");
+        let body = serde_json::to_vec(items).map_err(|error| ClientError::Unreadable {
+            server: self.connection.server.clone(),
+            source: error.into(),
+        })?;
+        self.call(Method::PUT, &path, Some(body.into())).await.map(drop)
+    }
+
+    /// What a push of a file of sealed secrets would change.
+    pub async fn compare_secrets(
+        &self,
+        owner: &OwnerName,
+        repository: &RepositoryName,
+        file: Vec<u8>,
+    ) -> Result<Vec<wire::SecretDifference>, ClientError> {
+        let path = format!("owners/{owner}/repositories/{repository}/secrets/diff");
+        let response = self.call(Method::POST, &path, Some(file.into())).await?;
+        self.connection.json(response).await
+    }
+
     /// Removes a secret.
     pub async fn unset_secret(
         &self,

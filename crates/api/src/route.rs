@@ -80,7 +80,15 @@ fn table() -> Vec<Entry> {
             functions::logs,
         ),
         entry(GET, "/api/v1/owners/{owner}/secrets", OwnerInPath, secrets::list),
+        entry(GET, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::describe),
         entry(PUT, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::set),
+        entry(PUT, "/api/v1/owners/{owner}/secrets/{name}/items", OwnerInPath, secrets::set_items),
+        entry(
+            POST,
+            "/api/v1/owners/{owner}/repositories/{repository}/secrets/diff",
+            OwnerInPath,
+            secrets::diff,
+        ),
         entry(DELETE, "/api/v1/owners/{owner}/secrets/{name}", OwnerInPath, secrets::unset),
         entry(
             POST,

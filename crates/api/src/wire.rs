@@ -8,12 +8,17 @@ mod engine;
 mod scaling;
 mod schedules;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use updraft_model::{Digest, FunctionName, ImageRef, OwnerName, RepositoryName, SecretName};
+pub use updraft_engine::SecretOrigin;
+use updraft_model::{
+    Digest, FunctionName, ImageRef, ItemKey, OwnerName, RepositoryName, SecretName,
+};
+pub use updraft_pipeline::{ItemAction, SecretAction, SecretDifference};
 use updraft_store::{BuildId, BuildState, PushId, PushState, TokenId};
 
 pub use calls::{Call, CallResult, Callback, CallbackKey, Redriven};
@@ -208,11 +213,54 @@ pub struct LogLine {
     pub text: String,
 }
 
-/// A secret of an owner, by name.
+/// A secret of an owner: everything but its values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret {
     /// What stack files call it.
     pub name: SecretName,
+    /// Its items; each is a file of its functions.
+    pub items: Vec<SecretItem>,
+    /// Changes with the items. Nothing can be learnt from it about the values.
+    pub digest: String,
+    /// Its type; `Opaque` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Who made it what it is.
+    pub origin: SecretOrigin,
+    /// When there was first a secret of that name.
+    pub created_at: Timestamp,
+    /// When its items changed last.
+    pub changed_at: Timestamp,
+    /// The owner's functions that have it.
+    pub users: Vec<FunctionName>,
+}
+
+/// One item of a secret, without its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretItem {
+    /// Its key, the file's name.
+    pub key: ItemKey,
+    /// Changes with the value. Nothing can be learnt from it about the value.
+    pub digest: String,
+    /// How long the value is.
+    pub bytes: usize,
+}
+
+/// Items that a secret is to hold. Does not print.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretItems {
+    /// Values in base64, by key.
+    pub items: BTreeMap<ItemKey, String>,
+}
+
+impl fmt::Debug for SecretItems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.items.keys()).finish()
+    }
 }
 
 /// A tenant.

@@ -6,6 +6,7 @@
 //! everybody the same. The pipeline asks `source` for files, a builder for images and an engine
 //! for running functions; it speaks no HTTP, authorises nobody, and is never on a request's way.
 
+mod compare;
 mod detail;
 mod error;
 mod event;
@@ -25,6 +26,7 @@ mod spec;
 pub mod step;
 mod waiting;
 
+pub use compare::{CompareError, ItemAction, SecretAction, SecretDifference};
 pub use error::{RemoveError, RollbackError, StartError, SubmitError};
 pub use event::{
     FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind, SecretOutcome, Verdict,

@@ -73,6 +73,8 @@ pub struct Pipeline {
     pub(crate) templates: Templates,
     pub(crate) unsealer: Arc<dyn Unsealer>,
     pub(crate) waiting: Waiting,
+    /// Held while secrets are compared.
+    pub(crate) comparing: tokio::sync::Mutex<()>,
     pub(crate) repositories: PathBuf,
     pub(crate) work: PathBuf,
     pub(crate) options: PipelineOptions,
@@ -132,6 +134,7 @@ impl Pipeline {
             templates,
             unsealer,
             waiting: Waiting::default(),
+            comparing: tokio::sync::Mutex::default(),
             repositories,
             work,
             options,

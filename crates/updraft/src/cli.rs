@@ -79,7 +79,7 @@ pub(crate) enum Command {
     /// Remove a function with its replicas and releases
     #[command(visible_alias = "rm")]
     Remove(OneFunction),
-    /// Secrets of an owner: names only, values never come back
+    /// Secrets of an owner: values never come back
     #[command(subcommand)]
     Secrets(Secrets),
     /// Tokens that let an owner push and look
@@ -316,19 +316,40 @@ pub(crate) struct Rollback {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secrets {
-    /// Names of an owner's secrets
+    /// An owner's secrets: items, digest, age, who made them and who has them
     List(SecretOwner),
+    /// One secret: its items by key, size and digest
+    Describe {
+        /// Name of the secret, as `secrets:` in stack.yml has it
+        name: String,
+        #[command(flatten)]
+        owner: SecretOwner,
+    },
     /// Keep a secret; its functions see the new value at once
     #[command(after_help = "\
 Examples:
   updraft secrets set --owner alice api-key --from-file ./key
-  printf %s \"$KEY\" | updraft secrets set --owner alice api-key")]
+  printf %s \"$KEY\" | updraft secrets set --owner alice api-key
+  updraft secrets set --owner alice db --literal user=shop --file password=./password
+  updraft secrets set --owner alice settings --env-file .env
+
+Items replace all that the secret held before. Other users of this machine can see literals
+while the command runs.")]
     Set {
         /// Name of the secret, as `secrets:` in stack.yml has it
         name: String,
         /// File with the value; default: standard input, without its last line feed
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["literals", "files", "env_files"])]
         from_file: Option<PathBuf>,
+        /// An item with its value
+        #[arg(long = "literal", short = 'l', value_name = "KEY=VALUE")]
+        literals: Vec<String>,
+        /// An item with a file as its value; without KEY the file's name is the key
+        #[arg(long = "file", short = 'i', value_name = "[KEY=]FILE")]
+        files: Vec<String>,
+        /// Items from lines `KEY=VALUE` of a file; empty lines and those with `#` are left out
+        #[arg(long = "env-file", value_name = "FILE")]
+        env_files: Vec<PathBuf>,
         #[command(flatten)]
         owner: SecretOwner,
     },
@@ -336,6 +357,16 @@ Examples:
     Unset {
         /// Name of the secret
         name: String,
+        #[command(flatten)]
+        owner: SecretOwner,
+    },
+    /// Tell what a push of a file of sealed secrets would change, and change nothing
+    Diff {
+        /// The repository that the file is of
+        repository: String,
+        /// The file
+        #[arg(default_value = "secrets.yml")]
+        file: PathBuf,
         #[command(flatten)]
         owner: SecretOwner,
     },

@@ -16,8 +16,8 @@ use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
 use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, Unsealer, UrlOf};
 use updraft_queue::{
-    SqliteCallStore, CallbackOptions, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules,
-    SigningKey,
+    CallbackOptions, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules, SigningKey,
+    SqliteCallStore,
 };
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_seal::{Hints, Limits, OpenedSecret, SealedSecret, UnsealError, unseal_with_keys};
