@@ -485,3 +485,50 @@ fn a_renewal_of_the_key_in_the_middle_of_a_hundred_pushes_loses_nothing() {
         assert_eq!(held(&world, &format!("alice-s{number}")), expected, "{number}");
     }
 }
+
+#[test]
+fn after_a_fire_the_keys_and_the_repository_bring_the_secrets_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |place: &str, make| {
+        let machine_key = folder.path().join(place).join("machine-key");
+        let usual = KeyRingOptions::usual(machine_key);
+        let options = KeyRingOptions { key_bits: 2048, make, ..usual };
+        Arc::new(KeyRing::open(&folder.path().join(place).join("keys"), options).unwrap())
+    };
+    let world_of = |ring: &Arc<KeyRing>| {
+        let mut world = World::new();
+        world.kill();
+        world.unsealer = Arc::<KeyRing>::clone(ring);
+        world.start();
+        world
+    };
+    let ring = open("before", true);
+    let file = sealed(&ring.certificate().unwrap(), "alice-db", &[("password", "p")]);
+    let stack = stack_with(&["db"]);
+    let files = [
+        ("stack.yml", stack.as_str()),
+        ("hello/Dockerfile", DOCKERFILE),
+        ("secrets.yml", file.as_str()),
+    ];
+    let world = world_of(&ring);
+    assert_eq!(world.push(&files).state(), PushState::Ready);
+    // A renewal after the backup's time makes no difference to what was sealed before.
+    let backup = ring.pairs();
+    ring.renew(Timestamp::now()).unwrap();
+    drop((world, ring));
+    std::fs::remove_dir_all(folder.path().join("before")).unwrap();
+
+    // An empty machine with keys of its own opens nothing, and says so.
+    let ring = open("after", true);
+    let world = world_of(&ring);
+    let story = world.push(&files);
+    assert_eq!(story.state(), PushState::Failed);
+    assert!(story.text().contains("no key could decrypt secret (password)"), "{}", story.text());
+    assert!(story.text().contains("waits: secret db not found"), "{}", story.text());
+    // With the backup it does, and whoever waited runs.
+    assert_eq!(ring.add(&backup).unwrap(), 1);
+    let story = world.push(&[]);
+    assert_eq!(story.state(), PushState::Ready, "{}", story.text());
+    assert_eq!(held(&world, "alice-db"), items(&[("password", "p")]));
+    assert_eq!(world.engine.spec("alice-hello").unwrap().secrets, [name("alice-db")]);
+}
