@@ -27,7 +27,7 @@ pub enum NatsFinding {
 /// Connects, and asks for what the queue needs.
 pub async fn examine(options: &NatsOptions) -> NatsFinding {
     match tokio::time::timeout(LIMIT, look(options)).await {
-        Ok(Ok(finding)) | Ok(Err(finding)) => finding,
+        Ok(Ok(finding) | Err(finding)) => finding,
         Err(_) => {
             missing("no server answers", "start nats-server, or correct `queue.nats.servers`")
         }

@@ -1,4 +1,4 @@
-//! Asynchronous calls kept by NATS JetStream: [`NatsCallStore`] is the queue's other home.
+//! Asynchronous calls kept by a NATS server: [`NatsCallStore`] is the queue's other home.
 //!
 //! Three streams hold everything that must outlive a process or be shared by several: the calls to
 //! make, what became of each call, and long bodies. A function's calls are handed out by a pull

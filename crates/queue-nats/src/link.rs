@@ -360,7 +360,7 @@ impl Link {
         doing: &'static str,
         error: &async_nats::jetstream::stream::RawMessageError,
     ) -> Result<Option<T>, StoreError> {
-        /// What JetStream answers when there is no such message.
+        /// What the broker answers when there is no such message.
         const NO_MESSAGE: u64 = 10037;
         match error.kind() {
             LastRawMessageErrorKind::NoMessageFound => Ok(None),

@@ -37,7 +37,7 @@ pub enum NatsLogin {
     Token(PathBuf),
     /// By a user and a password in a file.
     Password(String, PathBuf),
-    /// By a seed of an NKey in a file.
+    /// By the seed of a key pair (`NKey`) in a file.
     NKey(PathBuf),
     /// By a credentials file, as `nsc` makes it.
     Credentials(PathBuf),

@@ -33,7 +33,7 @@ const ANSWER: &str = "Updraft-Answer";
 /// What an instance looks at without having been told to, so that nothing is missed for good.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// Calls kept by NATS JetStream. Cheap to clone; the followers of the streams end with the last.
+/// Calls kept by a NATS server. Cheap to clone; the followers of the streams end with the last.
 #[derive(Clone)]
 pub struct NatsCallStore {
     pub(crate) inner: Arc<Inner>,

@@ -144,8 +144,8 @@ impl House {
         self.backend.bodies(self.folder.path()).await
     }
 
-    pub(crate) async fn put_lost_bodies(&self) {
-        self.backend.put_lost_bodies(self.folder.path()).await;
+    pub(crate) fn put_lost_bodies(&self) {
+        self.backend.put_lost_bodies(self.folder.path());
     }
 
     pub(crate) async fn submit(

@@ -446,11 +446,14 @@ mod tests {
         index.put(vec![queued.clone(), running.clone()]).await.unwrap();
         let function = &queued.record.function;
         let now = Timestamp::now();
-        assert_eq!(index.without_request().await.unwrap(), [queued.clone()]);
-        assert_eq!(index.left(function, "one", now, 9).await.unwrap(), [queued.clone()]);
+        assert_eq!(index.without_request().await.unwrap(), std::slice::from_ref(&queued));
+        assert_eq!(
+            index.left(function, "one", now, 9).await.unwrap(),
+            std::slice::from_ref(&queued)
+        );
         let long_ago = Timestamp::from_second(1).unwrap();
         assert!(index.left(function, "other", long_ago, 9).await.unwrap().is_empty());
-        assert_eq!(index.overdue(function, now, 1).await.unwrap(), [queued.clone()]);
+        assert_eq!(index.overdue(function, now, 1).await.unwrap(), std::slice::from_ref(&queued));
         assert_eq!(index.held_by("two").await.unwrap().len(), 2);
         let owner = queued.record.owner.clone();
         let due = CallbacksDue { owner: owner.clone(), due: queued.callback_due.unwrap() };

@@ -175,6 +175,6 @@ pub trait CallStore: fmt::Debug + Send + Sync {
     /// Waits until somebody else changed what is kept, such as another instance that shares it.
     /// Never ends where nobody else can.
     async fn changed(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -62,5 +62,5 @@ impl Backend {
 
     /// A body that is no call's may be another instance's upload under way: only an old one is
     /// swept, and none can be made old here.
-    pub(crate) async fn put_lost_bodies(&self, _folder: &Path) {}
+    pub(crate) fn put_lost_bodies(&self, _folder: &Path) {}
 }

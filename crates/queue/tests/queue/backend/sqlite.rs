@@ -9,6 +9,7 @@ use updraft_queue::{CallStore, SqliteCallStore};
 /// Where a test's calls are kept.
 pub(crate) struct Backend;
 
+#[expect(clippy::unused_async, reason = "a broker has to be waited for, a file has not")]
 impl Backend {
     pub(crate) fn start() -> Self {
         Self
@@ -25,7 +26,7 @@ impl Backend {
     }
 
     /// Puts a body there that no call has, as a crash leaves it.
-    pub(crate) async fn put_lost_bodies(&self, folder: &Path) {
+    pub(crate) fn put_lost_bodies(&self, folder: &Path) {
         std::fs::create_dir_all(folder.join("blobs/bodies")).unwrap();
         std::fs::write(folder.join("blobs/bodies/0123"), "of a crash").unwrap();
         std::fs::write(folder.join("blobs/bodies/.new-0123"), "of a crash").unwrap();
