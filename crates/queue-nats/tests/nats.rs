@@ -35,8 +35,8 @@ fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
 #[tokio::test]
 async fn each_way_to_log_in_opens_the_door_and_a_wrong_secret_does_not() {
     /// A seed and its public key, made for this test.
-    const SEED: &str = "SUANQDPB2RUOE4ETUA26CNX7FUKE5ZZKFCQIIW63OX225F2CO7UEXTM7ZY";
-    const KEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+    const SEED: &str = "SUAACAQDAQCQMBYIBEFAWDANBYHRAEISCMKBKFQXDAMRUGY4DUPB6IC5CQ";
+    const KEY: &str = "UB43KVROR7TFJ6KAPCYRF2FJROTZAH4FHLTJLPWX4DRZCC5NASLGJBFE";
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let secret = write(path, "secret", "hunter2\n");
