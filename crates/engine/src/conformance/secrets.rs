@@ -86,7 +86,7 @@ pub async fn a_secret_holds_the_items_it_was_given_last<H: Harness>(judge: Arc<J
         put_db(&judge, &[("password", "p"), ("user", "u")]).await.unwrap(),
         SecretChange::Unchanged
     );
-    assert_eq!(engine.list_secrets(&place).await.unwrap(), [first.clone()]);
+    assert_eq!(engine.list_secrets(&place).await.unwrap(), std::slice::from_ref(&first));
 
     let mut sealed = by_hand(&[("user", "u"), ("host", "h")]);
     sealed.origin = SecretOrigin::Sealed {
