@@ -52,6 +52,7 @@ impl ImageStore {
     /// Takes in an OCI or Docker archive, plain or compressed with gzip, under the names it
     /// carries, and gives these back. Names that are here already mean the new images afterwards.
     pub async fn load(&self, archive: &Path) -> Result<Vec<ImageRef>, ImageError> {
+        let _working = self.working().await;
         self.check_free()?;
         let room = self.free_bytes()?.saturating_sub(self.free_bytes_min());
         let stage = Stage::new(&self.root().join("updraft-tmp"));

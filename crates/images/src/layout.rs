@@ -51,12 +51,12 @@ impl Record {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Layer {
-    id: String,
+pub(crate) struct Layer {
+    pub(crate) id: String,
     #[serde(default)]
     parent: Option<String>,
     #[serde(default, rename = "diff-size")]
-    size: Option<u64>,
+    pub(crate) size: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -130,7 +130,7 @@ impl Layout {
     /// The image's layers from top to bottom: id and bytes of content.
     pub(crate) fn layers(&self, record: &Record) -> Result<Vec<(String, u64)>, ImageError> {
         let path = self.folder("layers").join("layers.json");
-        let all = read(&path, &self.layers)?;
+        let all = self.all_layers()?;
         let mut chain = Vec::new();
         let mut next = (!record.layer.is_empty()).then(|| record.layer.clone());
         while let Some(id) = next {
@@ -143,6 +143,11 @@ impl Layout {
             next = layer.parent.clone().filter(|parent| !parent.is_empty());
         }
         Ok(chain)
+    }
+
+    /// Every layer of the store.
+    pub(crate) fn all_layers(&self) -> Result<Arc<Vec<Layer>>, ImageError> {
+        read(&self.folder("layers").join("layers.json"), &self.layers)
     }
 
     /// The folders to stack for the image, from top to bottom. For a store that copies, one

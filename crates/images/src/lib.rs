@@ -13,6 +13,7 @@
 
 mod archive;
 pub mod base;
+mod collect;
 mod config;
 mod credentials;
 mod driver;
@@ -26,9 +27,11 @@ mod pull;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod uses;
 
+pub use collect::{Budget, Collected, Keep, Role, Step, Survey, Surveyed};
 pub use config::ImageConfig;
 pub use credentials::{CredentialsError, RegistryCredentials};
 pub use driver::Driver;
 pub use error::ImageError;
-pub use store::{Image, ImageStore, ImageStoreOptions, Progress};
+pub use store::{Image, ImageStore, ImageStoreOptions, Progress, Working};

@@ -8,14 +8,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use updraft_model::{Digest, ImageRef};
 
 use crate::store::{Image, ImageStore, SHORT};
 use crate::{Driver, ImageError, mount, name, process};
 
-/// Images named to one `buildah` command: a command line has a longest length.
-const REMOVED_AT_ONCE: usize = 100;
 /// Time for removing many things.
 const LONG: Duration = Duration::from_mins(10);
 
@@ -57,33 +54,6 @@ impl ImageStore {
         let action = format!("remove image `{image}`");
         process::output(command, "buildah", &action, SHORT).await?;
         Ok(true)
-    }
-
-    /// Removes images without a name that are older than `age`, such as build steps that no later
-    /// build reused, but none of `keep` and none that is mounted. Gives back how many went.
-    pub async fn prune(&self, age: Duration, keep: &BTreeSet<Digest>) -> Result<usize, ImageError> {
-        let records = self.inner().layout.records()?;
-        let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH);
-        let unused = records.iter().filter(|record| {
-            let Some(id) = record.digest() else { return false };
-            let old = record.created.is_none_or(|created| created < before);
-            let used = keep.contains(&id) || mount::is_mounted(&mount::place(self.run_root(), &id));
-            old && !used && record.names.is_empty()
-        });
-        // The newest first: an image cannot go before those that were made from it.
-        let mut unused: Vec<&str> = unused.map(|record| record.id.as_str()).collect();
-        unused.reverse();
-        for some in unused.chunks(REMOVED_AT_ONCE) {
-            let mut command = self.command();
-            command.arg("rmi").args(some);
-            // One that a build under way is using stays for the next time.
-            if let Err(error) = process::output(command, "buildah", "prune images", LONG).await {
-                tracing::debug!(%error, "some images stay");
-            }
-        }
-        let left = self.inner().layout.records()?;
-        let gone = |id: &&&str| !left.iter().any(|record| record.id == ***id);
-        Ok(unused.iter().filter(gone).count())
     }
 
     /// Removes working containers that nobody works in any more, as killed builds leave them, and

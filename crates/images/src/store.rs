@@ -14,11 +14,13 @@ use std::{env, fmt, fs};
 
 use jiff::Timestamp;
 use tokio::process::Command;
+use tokio::sync::OwnedRwLockReadGuard;
 use updraft_model::{Digest, ImageRef};
 
 use crate::credentials::{self, RegistryCredentials};
 use crate::driver::Driver;
 use crate::layout::{Layout, Record};
+use crate::uses::{LEASE, Uses};
 use crate::{ImageConfig, ImageError, base, mount, process};
 
 /// What `buildah` may see of the environment: how to find programs, credentials and proxies.
@@ -83,6 +85,8 @@ pub struct ImageStoreOptions {
     pub mirror: Option<String>,
     /// Bytes that stay free on the disk below `root`; nothing is fetched or built below that.
     pub free_bytes_min: u64,
+    /// How long an image stays after somebody asked for it, whatever records say.
+    pub lease: Duration,
 }
 
 impl ImageStoreOptions {
@@ -96,6 +100,7 @@ impl ImageStoreOptions {
             base_limit: Duration::from_mins(30),
             mirror: None,
             free_bytes_min: FREE_BYTES_MIN,
+            lease: LEASE,
         }
     }
 }
@@ -129,6 +134,10 @@ pub(crate) struct Inner {
     program: OsString,
     policy: Option<PathBuf>,
     environment: BTreeMap<&'static str, OsString>,
+    pub(crate) uses: Uses,
+    /// Held for reading by whatever adds to the store or builds from it; who gets it for writing
+    /// knows that nothing does.
+    pub(crate) work: Arc<tokio::sync::RwLock<()>>,
     /// Makes concurrent calls for one image wait for the first.
     pub(crate) making: tokio::sync::Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -173,6 +182,8 @@ impl ImageStore {
         let store = Self {
             inner: Arc::new(Inner {
                 layout: Layout::new(options.root.clone(), driver),
+                uses: Uses::open(&uses_file(&options.root)),
+                work: Arc::default(),
                 options,
                 driver,
                 program: "buildah".into(),
@@ -252,10 +263,23 @@ impl ImageStore {
         command
     }
 
-    /// The image that `image` means now, if it is here. Starts no program.
+    /// The image that `image` means now, if it is here. Starts no program. What it gives is not
+    /// collected for a while, so that whoever asked can make use of it.
     pub async fn resolve(&self, image: &ImageRef) -> Result<Option<Image>, ImageError> {
-        let record = self.inner.layout.find(image)?;
-        record.map(|record| self.describe(&record)).transpose()
+        loop {
+            let Some(record) = self.inner.layout.find(image)? else { return Ok(None) };
+            let described = self.describe(&record)?;
+            if self.inner.uses.lease(described.id).is_some() {
+                return Ok(Some(described));
+            }
+            self.inner.uses.settled(&described.id).await;
+        }
+    }
+
+    /// Says that something adds to the store or builds from it, until the guard is dropped:
+    /// nothing is collected meanwhile. Waits for the step of a collection that is under way.
+    pub async fn working(&self) -> Working {
+        Working(Arc::clone(&self.inner.work).read_owned().await)
     }
 
     pub(crate) fn describe(&self, record: &Record) -> Result<Image, ImageError> {
@@ -303,6 +327,7 @@ impl ImageStore {
         if let Some(found) = self.resolve(image).await? {
             return Ok(found);
         }
+        let _working = self.working().await;
         self.check_free()?;
         match base::find(image) {
             Some(wanted) => base::make(self, wanted, progress).await?,
@@ -402,6 +427,15 @@ impl ImageStore {
             .map_err(|error| ImageError::io("ask for the free space of", root)(error.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+/// Keeps images from being collected while it lives.
+#[derive(Debug)]
+pub struct Working(#[expect(dead_code, reason = "holds the lock")] OwnedRwLockReadGuard<()>);
+
+/// Where it is kept when each image was needed last.
+pub(crate) fn uses_file(root: &Path) -> PathBuf {
+    root.join("updraft-uses.json")
 }
 
 /// Removes temporary files that no process can be using any more.

@@ -52,6 +52,13 @@ impl TestStore {
         Self::begin(Some(driver)).await
     }
 
+    /// The same store as a process would find it that starts anew, with another lease.
+    pub async fn reopened(&self, lease: std::time::Duration) -> ImageStore {
+        let mut options = self.store.inner().options.clone();
+        options.lease = lease;
+        ImageStore::open(options).await.unwrap()
+    }
+
     /// An empty store that asks registries for what it does not have.
     pub async fn online() -> Self {
         Self::begin_as(None, Registries::Asked).await

@@ -248,30 +248,6 @@ async fn removing_takes_the_name_and_with_the_last_name_the_image() {
 }
 
 #[tokio::test]
-async fn pruning_takes_what_has_no_name_and_is_not_kept_or_mounted() {
-    let (test, _) = TestStore::with_test_image().await;
-    let store = test.store();
-    let context = test.folder().join("context");
-    fs::create_dir(&context).unwrap();
-    let mut made = Vec::new();
-    for number in 1..=3 {
-        let text = format!("FROM {TEST_HTTP}\nENV A={number}\nENV B={number}\n");
-        made.push(build(&store, &context, &text, "localhost/pruned").await);
-    }
-    let tree = store.mount(&made[1]).await.unwrap();
-    let keep = BTreeSet::from([made[0].id]);
-    let day = std::time::Duration::from_hours(24);
-    assert_eq!(store.prune(day, &keep).await.unwrap(), 0);
-    let gone = store.prune(std::time::Duration::ZERO, &keep).await.unwrap();
-    assert_eq!(gone, 3, "the first steps of each");
-    for kept in &made {
-        assert!(store.resolve(&image("x").pinned(kept.id)).await.unwrap().is_some());
-        store.mount(kept).await.unwrap();
-    }
-    assert!(tree.join("test-http").is_file());
-}
-
-#[tokio::test]
 async fn a_registry_that_does_not_answer_is_named_with_its_reason() {
     let test = TestStore::new().await;
     let root = test.store().root().to_owned();
