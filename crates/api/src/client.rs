@@ -5,6 +5,7 @@
 
 mod calls;
 mod connection;
+mod disk;
 mod engine;
 mod schedules;
 

@@ -3,6 +3,7 @@
 pub(crate) mod builds;
 pub(crate) mod calls;
 pub(crate) mod changes;
+pub(crate) mod disk;
 pub(crate) mod engine;
 pub(crate) mod functions;
 pub(crate) mod git;

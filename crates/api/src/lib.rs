@@ -21,7 +21,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::sync::Semaphore;
 use updraft_engine::{Engine, Version};
-use updraft_pipeline::{GitSink, Pipeline, UrlOf};
+use updraft_pipeline::{GitSink, Housekeeper, Pipeline, UrlOf};
 use updraft_queue::{Queue, Schedules};
 use updraft_scaler::Scaler;
 use updraft_source::git::{ContentLimits, GitServer, PushSink};
@@ -46,6 +46,8 @@ pub struct ApiParts {
     pub git: GitServer,
     /// What makes pushes live, rolls back and removes.
     pub pipeline: Arc<Pipeline>,
+    /// What keeps the disk from filling; nothing where images are not kept on this machine.
+    pub housekeeper: Option<Arc<Housekeeper>>,
     /// Asynchronous calls.
     pub queue: Arc<Queue>,
     /// What calls functions by the clock.

@@ -12,7 +12,7 @@ use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
 use crate::handlers::{
-    builds, calls, changes, engine, functions, git, pushes, schedules, secrets, server, tokens,
+    builds, calls, changes, disk, engine, functions, git, pushes, schedules, secrets, server, tokens,
     upload,
 };
 
@@ -57,6 +57,9 @@ fn table() -> Vec<Entry> {
     vec![
         entry(GET, "/", Anyone, server::front),
         entry(GET, "/api/v1/server", Known, server::describe),
+        entry(GET, "/api/v1/disk", Admin, disk::usage),
+        entry(GET, "/api/v1/images", Admin, disk::images),
+        entry(POST, "/api/v1/images/prune", Admin, disk::prune),
         entry(GET, "/api/v1/functions", Known, functions::list),
         entry(GET, "/api/v1/owners/{owner}/functions", OwnerInPath, functions::list_of_owner),
         entry(GET, "/api/v1/owners/{owner}/functions/{function}", OwnerInPath, functions::describe),

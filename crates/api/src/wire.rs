@@ -4,6 +4,7 @@
 //! a secret's value; the one type that holds a token's text does not print it.
 
 mod calls;
+mod disk;
 mod engine;
 mod scaling;
 mod schedules;
@@ -22,6 +23,7 @@ pub use updraft_pipeline::{ItemAction, SecretAction, SecretDifference};
 use updraft_store::{BuildId, BuildState, PushId, PushState, TokenId};
 
 pub use calls::{Call, CallResult, Callback, CallbackKey, Redriven};
+pub use disk::{CollectedImage, DiskUse, KeptImage, UsedBy};
 pub use engine::{Engine, Fact, FunctionReplicas, ReplicaDetail, ReplicaExit, Trouble};
 pub use scaling::{Decision, Scaling, Target};
 pub use schedules::{Schedule, ScheduledRun};
@@ -187,6 +189,14 @@ pub struct Release {
     pub live: bool,
     /// Whether it is live and stays so.
     pub pinned: bool,
+    /// Whether its image is still here, so that it can be gone back to.
+    #[serde(default = "yes")]
+    pub kept: bool,
+}
+
+/// What an older server does not tell.
+const fn yes() -> bool {
+    true
 }
 
 /// Where to roll a function back to.
@@ -406,6 +416,7 @@ impl Release {
             created_at: release.created_at,
             live: live.is_some(),
             pinned: live.is_some_and(|live| live.pinned == updraft_store::PinnedTo::ThisRelease),
+            kept: true,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The engine itself: the port's calls, handed to the tasks that carry them out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -464,6 +464,18 @@ impl Engine for LocalEngine {
             return Err(EngineError::UnknownFunction(id.clone()));
         }
         Ok(self.shared.usage(id))
+    }
+
+    async fn images_in_use(&self) -> Result<BTreeSet<Digest>, EngineError> {
+        let shared = Arc::clone(&self.shared);
+        let load = tokio::task::spawn_blocking(move || shared.records.load()).await;
+        let doing = "read the records of functions";
+        let records = load.map_err(|error| EngineError::engine(doing, error))?;
+        let records = records.map_err(|error| EngineError::engine(doing, error))?;
+        let revisions = records.into_iter().flat_map(|(_, record)| {
+            [Some(record.serving), record.candidate].into_iter().flatten()
+        });
+        Ok(revisions.filter_map(|revision| revision.image).collect())
     }
 
     fn endpoints(&self) -> watch::Receiver<EndpointTable> {

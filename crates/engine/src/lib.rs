@@ -14,13 +14,14 @@ mod log_query;
 mod secret;
 mod status;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use tokio::sync::watch;
-use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
+use updraft_model::{Digest, FunctionId, FunctionSpec, Namespace, SecretName};
 
 pub use endpoint::{
     Availability, Endpoint, EndpointTable, FunctionEndpoints, Lease, ReplicaId, ReplicaLoad,
@@ -225,6 +226,12 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// [`EngineError::UnknownFunction`].
     async fn usage(&self, _id: &FunctionId) -> Result<Option<Usage>, EngineError> {
         Ok(None)
+    }
+
+    /// The content of the images that functions run or would run, where images are kept on this
+    /// machine and the engine knows them beyond their names.
+    async fn images_in_use(&self) -> Result<BTreeSet<Digest>, EngineError> {
+        Ok(BTreeSet::new())
     }
 
     /// Where requests can go: always the newest table, and a wake-up for each change of it.

@@ -276,6 +276,16 @@ impl ImageStore {
         }
     }
 
+    /// Whether `image` is here; asking does not make it stay.
+    pub fn is_here(&self, image: &ImageRef) -> Result<bool, ImageError> {
+        Ok(self.inner.layout.find(image)?.is_some())
+    }
+
+    /// Whether nothing adds to the store or builds from it.
+    pub fn is_idle(&self) -> bool {
+        self.inner.work.try_write().is_ok()
+    }
+
     /// Says that something adds to the store or builds from it, until the guard is dropped:
     /// nothing is collected meanwhile. Waits for the step of a collection that is under way.
     pub async fn working(&self) -> Working {

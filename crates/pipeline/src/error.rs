@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use thiserror::Error;
+use updraft_builder::BuildError;
 use updraft_engine::EngineError;
 use updraft_model::{FunctionName, OwnerName};
 use updraft_store::{EnsureOwnerError, StoreError};
@@ -89,6 +90,30 @@ pub enum RollbackError {
         function: FunctionName,
         /// Which release.
         number: u64,
+    },
+    /// The release is on record and its image was collected.
+    #[error(
+        "the image of v{number} of `{function}` was removed for age or space, so it cannot be gone \
+         back to: push commit {commit} again, or choose one that `updraft releases` shows as kept"
+    )]
+    Collected {
+        /// Which function.
+        function: FunctionName,
+        /// Which release.
+        number: u64,
+        /// The commit that it was built from.
+        commit: String,
+    },
+    /// The image of the release cannot be looked up.
+    #[error("the image of v{number} of `{function}` cannot be looked up")]
+    Image {
+        /// Which function.
+        function: FunctionName,
+        /// Which release.
+        number: u64,
+        /// Why.
+        #[source]
+        source: Box<BuildError>,
     },
     /// What runs under that name is not this owner's.
     #[error("{0}")]

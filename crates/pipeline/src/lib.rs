@@ -12,6 +12,7 @@ mod error;
 mod event;
 mod git_sink;
 mod hint;
+mod housekeeper;
 mod journal;
 mod lanes;
 mod locks;
@@ -32,7 +33,10 @@ pub use event::{
     FailedStep, PlannedAction, PlannedFunction, PushEvent, PushEventKind, SecretOutcome, Verdict,
 };
 pub use git_sink::GitSink;
-pub use options::{MistakesOf, PipelineOptions, PipelineParts, UrlOf};
+pub use housekeeper::{
+    DiskUse, Housekeeper, HousekeeperOptions, HousekeeperParts, HousekeepingError, NoRoom,
+};
+pub use options::{MakeRoom, MistakesOf, PipelineOptions, PipelineParts, UrlOf};
 pub use pipeline::{Origin, Pipeline, PushRequest};
 pub use sealed::Unsealer;
 pub use updraft_store::{PushId, PushState};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use updraft_builder::{BuildLimits, Builder};
 use updraft_engine::Engine;
 use updraft_model::{FunctionName, FunctionSpec, OwnerName, ResourceSet};
@@ -14,12 +15,16 @@ use updraft_source::template::Templates;
 use updraft_store::Store;
 
 use crate::sealed::Unsealer;
+use crate::housekeeper::NoRoom;
 
 /// Tells where an owner's function is called.
 pub type UrlOf = Arc<dyn Fn(&OwnerName, &FunctionName) -> String + Send + Sync>;
 
 /// What a function's labels and annotations get wrong.
 pub type MistakesOf = Arc<dyn Fn(&FunctionSpec) -> Vec<String> + Send + Sync>;
+
+/// Makes sure that the disk has room for a build, collecting what is not needed when it has not.
+pub type MakeRoom = Arc<dyn Fn() -> BoxFuture<'static, Result<(), NoRoom>> + Send + Sync>;
 
 /// What a pipeline works with.
 pub struct PipelineParts {
@@ -88,6 +93,8 @@ pub struct PipelineOptions {
     /// Whether sealed values may be bound to a namespace or to nothing, not to one name. Then
     /// whoever can read a repository can have its values opened as their own.
     pub wider_scopes: bool,
+    /// Asked before each build, where somebody keeps the disk from filling.
+    pub make_room: Option<MakeRoom>,
     /// Where an owner's function is called.
     pub url: UrlOf,
     /// Tells what a function's labels and annotations get wrong, one sentence each.
@@ -132,6 +139,7 @@ impl PipelineOptions {
             keep_build_logs: 20,
             max_build_log_bytes: 8 << 20,
             wider_scopes: false,
+            make_room: None,
             url,
             mistakes: Arc::new(|_| Vec::new()),
         }

@@ -2,6 +2,7 @@
 //! live, is rolled back or is taken away.
 
 use thiserror::Error;
+use updraft_builder::BuiltImage;
 use updraft_engine::{EngineError, Expect, Wake};
 use updraft_model::{FunctionName, OwnerName, RepositoryName};
 use updraft_store::{PinnedTo, Release, StoreError};
@@ -151,6 +152,19 @@ impl Pipeline {
         repository: &RepositoryName,
         pinned: PinnedTo,
     ) -> Result<(), RollbackError> {
+        let (function, number) = (&release.function, release.number);
+        // An image that was built here is nowhere else.
+        if let Some(id) = release.image_id {
+            let image = BuiltImage { image: release.image.clone(), id };
+            let is_here = self.builder.exists(&image).await.map_err(|source| {
+                let (function, source) = (function.clone(), Box::new(source));
+                RollbackError::Image { function, number, source }
+            })?;
+            if !is_here {
+                let commit = release.commit.chars().take(12).collect();
+                return Err(RollbackError::Collected { function: function.clone(), number, commit });
+            }
+        }
         self.point(release, Some(repository), pinned).await.map_err(|error| match error {
             PointError::Foreign(text) => RollbackError::Foreign(text),
             PointError::Store(error) => RollbackError::Store(error),

@@ -38,7 +38,7 @@ pub use event::{NewEvent, StoredEvent};
 pub use id::{BuildId, PushId, TokenId};
 pub use owner::{EnsureOwnerError, Owner};
 pub use push::{Advance, NewPush, Push, PushFilter, PushState, RecordedPush, UploadFolder};
-pub use release::{NewRelease, Release};
+pub use release::{NeededImages, NewRelease, Release};
 pub use repository::{DeclaredFunction, Repository};
 pub use token::{CreateTokenError, NewToken, Token, TokenSecret};
 

@@ -54,6 +54,15 @@ pub struct Release {
     pub created_at: Timestamp,
 }
 
+/// Images that records need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NeededImages {
+    /// Those whose content is known.
+    pub ids: BTreeSet<Digest>,
+    /// Those that are known by name only.
+    pub names: BTreeSet<ImageRef>,
+}
+
 const SELECT: &str = "SELECT f.owner, f.name, r.number, r.push, r.commit_id, r.image, \
                       r.image_id, r.spec, r.created_at
                       FROM releases r JOIN functions f ON f.id = r.function";
@@ -162,18 +171,36 @@ impl Store {
             .await
     }
 
-    /// Digests of all images that a release, or a push under way, may still need. What is built
-    /// and not among them can go.
-    pub async fn images_in_use(&self) -> Result<BTreeSet<Digest>, StoreError> {
+    /// The images that a release within the window, a live one, or a push under way may still
+    /// need: the `keep` newest releases of each function and those made at or after `since`.
+    pub async fn images_in_use(
+        &self,
+        keep: u32,
+        since: Timestamp,
+    ) -> Result<NeededImages, StoreError> {
         self.database
-            .read("list the images in use", |c| {
-                c.prepare_cached(
-                    "SELECT image_id FROM releases WHERE image_id IS NOT NULL
-                     UNION SELECT b.image_id FROM builds b JOIN pushes p ON p.id = b.push
-                     WHERE b.image_id IS NOT NULL AND p.finished_at IS NULL",
-                )?
-                .query_map([], |row| text(row, 0))?
-                .collect()
+            .read("list the images in use", move |c| {
+                let mut needed = NeededImages::default();
+                // A push under way may use again whatever was built for its functions before.
+                let mut select = c.prepare_cached(
+                    "SELECT r.image_id, r.image FROM releases r WHERE r.created_at >= ?2
+                       OR r.number IN (SELECT number FROM releases WHERE function = r.function
+                                       ORDER BY number DESC LIMIT ?1)
+                       OR r.number IN (SELECT release FROM environments
+                                       WHERE function = r.function)
+                     UNION SELECT b.image_id, b.image FROM builds b
+                     JOIN functions f ON f.id = b.function
+                     JOIN pushes p ON p.repository = f.repository AND p.finished_at IS NULL
+                     WHERE b.image_id IS NOT NULL",
+                )?;
+                let mut rows = select.query((keep, since.as_millisecond()))?;
+                while let Some(row) = rows.next()? {
+                    match optional_text(row, 0)? {
+                        Some(id) => drop(needed.ids.insert(id)),
+                        None => drop(needed.names.insert(text(row, 1)?)),
+                    }
+                }
+                Ok(needed)
             })
             .await
     }

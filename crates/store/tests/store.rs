@@ -461,9 +461,19 @@ async fn images_of_releases_and_of_pushes_under_way_are_in_use() {
     let image = "localhost/alice/shop-cart:1".parse().unwrap();
     let succeeded = BuildResult::Succeeded { image, image_id: key(7) };
     store.finish_build(build.id, succeeded).await.unwrap();
-    let in_use = store.images_in_use().await.unwrap();
-    assert_eq!(in_use.into_iter().collect::<Vec<_>>(), [key(7), key(9)]);
+    let in_use = async |keep, since| {
+        let needed = store.images_in_use(keep, since).await.unwrap();
+        needed.ids.into_iter().collect::<Vec<_>>()
+    };
+    let (now, ever) = (jiff::Timestamp::MAX, jiff::Timestamp::UNIX_EPOCH);
+    assert_eq!(in_use(1, now).await, [key(7), key(9)]);
     let (from, to) = (PushState::Received, PushState::Failed);
     store.advance_push(push, from, to, None, vec![]).await.unwrap();
-    assert_eq!(store.images_in_use().await.unwrap().into_iter().collect::<Vec<_>>(), [key(9)]);
+    assert_eq!(in_use(1, now).await, [key(9)]);
+    // Outside of the window by number, inside by age, and live.
+    assert_eq!(in_use(0, now).await, []);
+    assert_eq!(in_use(0, ever).await, [key(9)]);
+    let (alice, cart) = (owner("alice"), function("cart"));
+    store.set_live(&alice, &cart, 1, PinnedTo::Newest).await.unwrap();
+    assert_eq!(in_use(0, now).await, [key(9)]);
 }

@@ -93,6 +93,8 @@ pub(crate) enum Command {
     /// Container images kept on this machine
     #[command(subcommand)]
     Images(Images),
+    /// What uses the disk
+    Disk,
     /// What runs the functions on this machine
     #[command(subcommand)]
     Engine(EngineCommand),
@@ -495,6 +497,12 @@ pub(crate) enum Images {
     Load {
         /// The archive
         file: PathBuf,
+    },
+    /// Remove every image that neither a function nor a kept release needs
+    Prune {
+        /// Only tell what would go
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Remove an image
     Remove {

@@ -3,6 +3,7 @@
 
 pub(crate) mod builds;
 pub(crate) mod calls;
+pub(crate) mod disk;
 pub(crate) mod down;
 pub(crate) mod engine;
 mod function;

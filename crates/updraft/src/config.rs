@@ -1,6 +1,7 @@
 //! Configuration of a server: built-in defaults, one TOML file, environment, flags, in that order
 //! of rising precedence. Checked whole at start; an unknown key is an error with a suggestion.
 
+mod images;
 mod nats;
 mod queue;
 
@@ -18,6 +19,7 @@ use updraft_scaler::ScalerOptions;
 
 use crate::cli::Up;
 
+pub(crate) use images::ImagesConfig;
 pub(crate) use nats::{NatsConfig, QueueBackend};
 pub(crate) use queue::QueueConfig;
 
@@ -36,6 +38,7 @@ pub(crate) struct Config {
     pub(crate) log: LogConfig,
     pub(crate) metrics: MetricsConfig,
     pub(crate) queue: QueueConfig,
+    pub(crate) images: ImagesConfig,
 }
 
 /// `[build]`: what one build may use.
@@ -258,6 +261,7 @@ struct ConfigFile {
     log: LogConfig,
     metrics: MetricsConfig,
     queue: QueueConfig,
+    images: ImagesConfig,
 }
 
 impl Config {
@@ -279,6 +283,7 @@ impl Config {
             log: file.log,
             metrics: file.metrics,
             queue: file.queue,
+            images: file.images,
         };
         config.check()?;
         Ok(config)
@@ -321,6 +326,7 @@ impl Config {
                 bail!("scaler.{key} is {load}; choose a number above 0");
             }
         }
+        self.images.check()?;
         self.queue.check()
     }
 }
@@ -412,6 +418,7 @@ mod tests {
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
             queue: QueueConfig::default(),
+            images: ImagesConfig::default(),
         };
         config.check().map_err(|error| error.to_string())
     }

@@ -1,5 +1,7 @@
 //! How a command finds its server and what it shows to be let in.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use updraft_api::client::{Client, Credentials, ServerAddress};
 
@@ -25,6 +27,13 @@ pub(crate) fn client(global: &Global) -> Result<Client> {
     })?;
     let credentials = token.map_or_else(|| administrator(&data_dir), Ok)?;
     Ok(Client::new(record.address.into(), credentials))
+}
+
+/// Whether a server runs on the data directory.
+pub(crate) fn is_served(global: &Global) -> bool {
+    let record = DataDir::open(&global.data_dir).ok().and_then(|data_dir| data_dir.server());
+    // A server that was killed leaves its record.
+    record.is_some_and(|record| Path::new("/proc").join(record.pid.to_string()).is_dir())
 }
 
 /// Who may read the data directory is the administrator.

@@ -3,6 +3,7 @@
 //!
 //! This is the one place that knows the layout; crates are handed the paths they own.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
@@ -173,6 +174,20 @@ impl DataDir {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Folders and files whose size people ask for, beside the images.
+    pub(crate) fn measured(&self) -> BTreeMap<&'static str, PathBuf> {
+        [
+            ("build logs", self.blobs()),
+            ("database", self.database()),
+            ("function logs", self.root.join("logs")),
+            ("repositories", self.repositories()),
+            ("queue", self.queue()),
+            ("queued bodies", self.queue_blobs()),
+            ("work in progress", self.work()),
+        ]
+        .into()
     }
 
     fn server_record(&self) -> PathBuf {

@@ -21,7 +21,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Images};
 use crate::data_dir::DataDir;
 use crate::output::Output;
 
@@ -81,6 +81,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Calls(calls) => command::calls::run(&client()?, calls, output).await,
         Command::Token(token) => {
             command::token::run(&DataDir::create(&global.data_dir)?, token, output).await
+        }
+        Command::Disk => command::disk::run(&client()?, output).await,
+        Command::Images(Images::Prune { dry_run }) => {
+            command::disk::prune(&client()?, dry_run, output).await
+        }
+        Command::Images(Images::List) if global.server.is_some() || connection::is_served(&global) => {
+            command::disk::images(&client()?, output).await
         }
         Command::Images(images) => {
             command::images::run(&DataDir::create(&global.data_dir)?, images, output).await

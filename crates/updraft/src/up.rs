@@ -22,7 +22,8 @@ use updraft_engine_local::{LocalEngine, LocalEngineOptions};
 use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts, RequestMetrics};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
-use updraft_pipeline::{GitSink, Pipeline, PipelineOptions, PipelineParts, UrlOf};
+use updraft_pipeline::{
+    GitSink, Housekeeper, HousekeeperParts, MakeRoom, Pipeline, PipelineOptions, PipelineParts, UrlOf};
 use updraft_queue::{
     CallStore, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules, SigningKey,
     SqliteCallStore,
@@ -155,6 +156,7 @@ struct Cloud {
     edge: Arc<Edge>,
     engine: Arc<LocalEngine>,
     pipeline: Arc<Pipeline>,
+    housekeeper: Arc<Housekeeper>,
     queue: Arc<Queue>,
     schedules: Arc<Schedules>,
     scaler: Arc<Scaler>,
@@ -179,12 +181,12 @@ impl Cloud {
         let store = Store::open(&data_dir.database(), &data_dir.blobs())?;
         let access = Access::open(store.clone(), &data_dir.admin_password())?;
         let keys = sealing_keys(data_dir).await?;
-        let images = images::open(data_dir).await?;
+        let images = images::open_with(data_dir, config.images.free).await?;
         let engine_options = engine_options(data_dir, Some(config));
         let engine = LocalEngine::open(engine_options, Arc::new(images.clone())).await?;
         let engine = Arc::new(engine);
         let shared_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
-        let builder: Arc<dyn Builder> = Arc::new(BuildahBuilder::new(images)?);
+        let builder: Arc<dyn Builder> = Arc::new(BuildahBuilder::new(images.clone())?);
         let templates = Templates::new(WATCHDOG.into(), config.push.repository_templates);
         let git = GitServer::new(GitServerOptions {
             max_push_bytes: config.push.size,
@@ -193,6 +195,18 @@ impl Cloud {
         });
         let git = git.await?;
         let url: UrlOf = Arc::new(function_url(config, address));
+        let housekeeper = Housekeeper::start(HousekeeperParts {
+            images,
+            store: store.clone(),
+            engine: Arc::clone(&shared_engine),
+            folders: data_dir.measured(),
+            options: config.images.options(),
+        });
+        let room = Arc::clone(&housekeeper);
+        let make_room: MakeRoom = Arc::new(move || {
+            let room = Arc::clone(&room);
+            Box::pin(async move { room.make_room().await })
+        });
         let pipeline = Pipeline::start(PipelineParts {
             store: store.clone(),
             engine: Arc::clone(&shared_engine),
@@ -201,7 +215,10 @@ impl Cloud {
             unsealer: keys,
             repositories: data_dir.repositories(),
             work: data_dir.work(),
-            options: pipeline_options(config, Arc::clone(&url)),
+            options: PipelineOptions {
+                make_room: Some(make_room),
+                ..pipeline_options(config, Arc::clone(&url))
+            },
         });
         let pipeline = pipeline.await?;
         // Pushes that git took in just before a crash, and that nobody has heard of since.
@@ -249,6 +266,7 @@ impl Cloud {
         queue.register_metrics(&mut metrics);
         engine.register_metrics(&mut metrics);
         requests.register(&mut metrics);
+        housekeeper.register_metrics(&mut metrics);
         let metrics = Arc::new(metrics);
         let gateway = updraft_gateway::router(GatewayParts {
             engine: Arc::clone(&shared_engine),
@@ -267,6 +285,7 @@ impl Cloud {
         let system = updraft_api::router(ApiParts {
             store,
             pipeline: Arc::clone(&pipeline),
+            housekeeper: Some(Arc::clone(&housekeeper)),
             engine: shared_engine,
             queue: Arc::clone(&queue),
             schedules: Arc::clone(&schedules),
@@ -288,7 +307,7 @@ impl Cloud {
             root: config.root.clone(),
             limits: EdgeLimits::usual(),
         });
-        Ok(Self { edge, engine, pipeline, queue, schedules, scaler, metrics, git, access })
+        Ok(Self { edge, engine, pipeline, housekeeper, queue, schedules, scaler, metrics, git, access })
     }
 
     /// Says that every door is open; the password only when it was just made.
@@ -325,6 +344,7 @@ impl Cloud {
         self.schedules.shutdown().await;
         self.queue.shutdown().await;
         self.pipeline.shutdown().await;
+        self.housekeeper.shutdown().await;
         self.scaler.shutdown().await;
         self.engine.shutdown().await;
         if reason == Reason::Interrupt {

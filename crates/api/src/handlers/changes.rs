@@ -71,8 +71,10 @@ impl From<RollbackError> for Failure {
             }
             RollbackError::NothingLive { .. }
             | RollbackError::NothingEarlier { .. }
+            | RollbackError::Collected { .. }
             | RollbackError::Foreign(_) => Self::new(StatusCode::CONFLICT, text),
             RollbackError::Engine { source, .. } => not_running(&text, *source),
+            RollbackError::Image { .. } => Self::internal(&error),
             RollbackError::Store(error) => error.into(),
         }
     }

@@ -195,7 +195,11 @@ pub(crate) async fn releases(
     }
     let live = host.store.live(&owner, &name).await?;
     let releases = host.store.releases(&owner, &name, RELEASES_MAX).await?;
-    let show = |release| wire::Release::new(release, live.as_ref());
+    let kept = host.housekeeper.as_ref().map(|housekeeper| housekeeper.kept(&releases));
+    let show = |release: updraft_store::Release| {
+        let is_kept = kept.as_ref().is_none_or(|kept| kept.contains(&release.number));
+        wire::Release { kept: is_kept, ..wire::Release::new(release, live.as_ref()) }
+    };
     Ok(Json(releases.into_iter().map(show).collect()))
 }
 

@@ -120,6 +120,7 @@ impl Host {
             options: ScalerOptions::default(),
         });
         let router = router(ApiParts {
+            housekeeper: None,
             queue,
             schedules,
             scaler,

@@ -12,6 +12,7 @@ use updraft_store::{BlobWriter, BuildResult, NewBuild, NewRelease};
 use super::plan::Action;
 use super::{Done, Halt, Run, build_error, function_failed};
 use crate::detail::{Failure, Target};
+use crate::housekeeper::NoRoom;
 use crate::event::{FailedStep, PushEventKind};
 use crate::render::LOG_TAIL;
 use crate::step::Outcome;
@@ -126,7 +127,13 @@ impl Run {
         let sink = self.sink(name, Arc::clone(&output));
         let begun = Instant::now();
         let time = request.limits.time;
-        let building = self.pipeline.builder.build(request, &sink);
+        let building = async {
+            if let Some(make_room) = &self.pipeline.options.make_room {
+                let no_room = |error: NoRoom| BuildError::DiskFull { reason: error.to_string() };
+                make_room().await.map_err(no_room)?;
+            }
+            self.pipeline.builder.build(request, &sink).await
+        };
         let ended = tokio::time::timeout(time + BUILDER_GRACE, building).await;
         let result = ended.unwrap_or(Err(BuildError::TimedOut { limit: time, log_tail: vec![] }));
         match result {

@@ -23,6 +23,13 @@ pub(crate) async fn open(data_dir: &DataDir) -> Result<ImageStore> {
     Ok(ImageStore::open(options).await?)
 }
 
+/// As [`open`], with so many bytes to be left free.
+pub(crate) async fn open_with(data_dir: &DataDir, free_bytes_min: u64) -> Result<ImageStore> {
+    let run_root = data_dir.volatile().join("containers");
+    let options = ImageStoreOptions::new(data_dir.containers(), run_root);
+    Ok(ImageStore::open(ImageStoreOptions { free_bytes_min, ..options }).await?)
+}
+
 pub(crate) async fn run(data_dir: &DataDir, command: Images, output: Output) -> Result<()> {
     if let Images::Watchdog { file } = &command {
         return write_watchdog(file);
@@ -30,6 +37,7 @@ pub(crate) async fn run(data_dir: &DataDir, command: Images, output: Output) -> 
     let store = open(data_dir).await?;
     match command {
         Images::List => list(&store, output).await,
+        Images::Prune { .. } => bail!("no server runs here, and only it knows what is needed"),
         Images::Load { file } => {
             let names = store.load(&file).await?;
             if output.is_json() {

@@ -20,7 +20,8 @@ pub(crate) async fn list(client: &Client, command: OneFunction, output: Output) 
             let state = match (release.live, release.pinned) {
                 (true, true) => "live, pinned",
                 (true, false) => "live",
-                _ => "",
+                _ if release.kept => "kept",
+                _ => "image removed",
             };
             vec![
                 format!("v{}", release.number),
