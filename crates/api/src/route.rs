@@ -12,8 +12,8 @@ use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
 use crate::handlers::{
-    builds, calls, changes, disk, engine, functions, git, pushes, schedules, secrets, server, tokens,
-    upload,
+    builds, calls, changes, disk, engine, functions, git, pushes, schedules, secrets, server,
+    tokens, upload,
 };
 
 /// One route as it is declared, for tests and documents.

@@ -472,9 +472,9 @@ impl Engine for LocalEngine {
         let doing = "read the records of functions";
         let records = load.map_err(|error| EngineError::engine(doing, error))?;
         let records = records.map_err(|error| EngineError::engine(doing, error))?;
-        let revisions = records.into_iter().flat_map(|(_, record)| {
-            [Some(record.serving), record.candidate].into_iter().flatten()
-        });
+        let revisions = records
+            .into_iter()
+            .flat_map(|(_, record)| [Some(record.serving), record.candidate].into_iter().flatten());
         Ok(revisions.filter_map(|revision| revision.image).collect())
     }
 

@@ -278,8 +278,7 @@ impl Housekeeper {
     /// # Errors
     /// See [`HousekeepingError`].
     pub async fn prune(&self, dry_run: bool) -> Result<Vec<Collected>, HousekeepingError> {
-        let budget =
-            Budget { unused_for: Duration::ZERO, ..self.parts.options.budget.clone() };
+        let budget = Budget { unused_for: Duration::ZERO, ..self.parts.options.budget.clone() };
         if !dry_run {
             return self.collect(&budget).await;
         }
@@ -332,9 +331,8 @@ impl Housekeeper {
     pub async fn disk_use(&self) -> Result<DiskUse, HousekeepingError> {
         let images = self.survey().await?;
         let folders = self.parts.folders.clone();
-        let measure = move || {
-            folders.into_iter().map(|(what, path)| (what, size_below(&path))).collect()
-        };
+        let measure =
+            move || folders.into_iter().map(|(what, path)| (what, size_below(&path))).collect();
         let folders = tokio::task::spawn_blocking(measure).await.unwrap_or_default();
         Ok(DiskUse { images, folders, budget: self.parts.options.budget.clone() })
     }

@@ -162,7 +162,11 @@ impl Pipeline {
             })?;
             if !is_here {
                 let commit = release.commit.chars().take(12).collect();
-                return Err(RollbackError::Collected { function: function.clone(), number, commit });
+                return Err(RollbackError::Collected {
+                    function: function.clone(),
+                    number,
+                    commit,
+                });
             }
         }
         self.point(release, Some(repository), pinned).await.map_err(|error| match error {

@@ -86,7 +86,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Images(Images::Prune { dry_run }) => {
             command::disk::prune(&client()?, dry_run, output).await
         }
-        Command::Images(Images::List) if global.server.is_some() || connection::is_served(&global) => {
+        Command::Images(Images::List)
+            if global.server.is_some() || connection::is_served(&global) =>
+        {
             command::disk::images(&client()?, output).await
         }
         Command::Images(images) => {

@@ -23,7 +23,9 @@ use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts,
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
 use updraft_pipeline::{
-    GitSink, Housekeeper, HousekeeperParts, MakeRoom, Pipeline, PipelineOptions, PipelineParts, UrlOf};
+    GitSink, Housekeeper, HousekeeperParts, MakeRoom, Pipeline, PipelineOptions, PipelineParts,
+    UrlOf,
+};
 use updraft_queue::{
     CallStore, Queue, QueueOptions, QueueParts, ScheduleParts, Schedules, SigningKey,
     SqliteCallStore,
@@ -307,7 +309,18 @@ impl Cloud {
             root: config.root.clone(),
             limits: EdgeLimits::usual(),
         });
-        Ok(Self { edge, engine, pipeline, housekeeper, queue, schedules, scaler, metrics, git, access })
+        Ok(Self {
+            edge,
+            engine,
+            pipeline,
+            housekeeper,
+            queue,
+            schedules,
+            scaler,
+            metrics,
+            git,
+            access,
+        })
     }
 
     /// Says that every door is open; the password only when it was just made.

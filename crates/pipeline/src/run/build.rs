@@ -12,8 +12,8 @@ use updraft_store::{BlobWriter, BuildResult, NewBuild, NewRelease};
 use super::plan::Action;
 use super::{Done, Halt, Run, build_error, function_failed};
 use crate::detail::{Failure, Target};
-use crate::housekeeper::NoRoom;
 use crate::event::{FailedStep, PushEventKind};
+use crate::housekeeper::NoRoom;
 use crate::render::LOG_TAIL;
 use crate::step::Outcome;
 

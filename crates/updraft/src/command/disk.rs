@@ -13,7 +13,8 @@ pub(crate) async fn run(client: &Client, output: Output) -> Result<()> {
         return output.json(&disk);
     }
     let row = |what: &str, bytes: u64, note: String| vec![what.to_owned(), size(bytes), note];
-    let most = |bytes: Option<u64>| bytes.map_or_else(String::new, |most| format!("of {}", size(most)));
+    let most =
+        |bytes: Option<u64>| bytes.map_or_else(String::new, |most| format!("of {}", size(most)));
     let mut rows = vec![
         row("images", disk.images_bytes, most(disk.images_budget_bytes)),
         row("  not needed", disk.unneeded_bytes, String::new()),
@@ -57,7 +58,8 @@ pub(crate) async fn prune(client: &Client, dry_run: bool, output: Output) -> Res
         return output.json(&gone);
     }
     let row = |image: &CollectedImage| {
-        let name = image.names.first().map_or_else(|| "(build step)".to_owned(), ToString::to_string);
+        let name =
+            image.names.first().map_or_else(|| "(build step)".to_owned(), ToString::to_string);
         vec![name, image.id.short(), size(image.bytes), image.reason.clone()]
     };
     if !gone.is_empty() {
