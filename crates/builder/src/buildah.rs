@@ -15,15 +15,17 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
-use tokio::sync::RwLock;
+use tokio::sync::OnceCell;
+use updraft_idmap::IdMap;
 use updraft_images::{Driver, Image, ImageStore};
 use updraft_model::{Digest, ImageRef};
 
 use crate::cgroup::Cgroups;
-use crate::dockerfile::{BYTES_MAX, Dockerfile};
+use crate::dockerfile::{BYTES_MAX, Dockerfile, Needed};
+use crate::network::{self, Network};
 use crate::output::Output;
 use crate::sandbox::{self, End, Running, View};
-use crate::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
+use crate::{BuildError, BuildPolicy, BuildRequest, Builder, BuiltImage, LineSink};
 
 /// Part of every key: to be raised when the way of building changes what comes out.
 const KEY_VERSION: &str = "updraft build 1";
@@ -59,8 +61,12 @@ const NOT_FOR_BUILDS: [&str; 6] = [
 pub struct BuildahBuilder {
     store: ImageStore,
     cgroups: Cgroups,
-    /// Held for reading by each build; who gets it for writing knows that none runs.
-    quiet: Arc<RwLock<()>>,
+    policy: Arc<BuildPolicy>,
+    network: Arc<Network>,
+    /// Whether the firewall is in place; builds wait for it.
+    is_walled: Arc<OnceCell<()>>,
+    /// Why builds run as root of the machine, where they do.
+    without_users: Option<Arc<str>>,
     /// Whether a killed build, of this process or an earlier one, may have left something.
     untidy: Arc<AtomicBool>,
     /// Paths that builds see, without symbolic links.
@@ -79,6 +85,11 @@ enum Ended {
 impl BuildahBuilder {
     /// A builder on this store. Removes what builds of a killed process left.
     pub fn new(store: ImageStore) -> Result<Self, BuildError> {
+        Self::with_policy(store, BuildPolicy::default())
+    }
+
+    /// As [`new`](Self::new), with another policy than the usual one.
+    pub fn with_policy(store: ImageStore, policy: BuildPolicy) -> Result<Self, BuildError> {
         let absolute = |path: &Path| {
             fs::create_dir_all(path).map_err(BuildError::io("create", path))?;
             path.canonicalize().map_err(BuildError::io("find", path))
@@ -92,10 +103,42 @@ impl BuildahBuilder {
             return Err(BuildError::io("clear", builds)(cause));
         }
         absolute(&builds)?;
-        let name = Digest::from_bytes(Sha256::digest(root.as_os_str().as_bytes()).into()).hex();
+        let name = hash_of(&root);
         let cgroups = Cgroups::detect(&format!("updraft-build-{}", &name[..8]));
-        let (quiet, untidy) = (Arc::default(), Arc::new(AtomicBool::new(true)));
-        Ok(Self { store, cgroups, quiet, untidy, root, run_root })
+        let without_users = try_users(&builds, &run_root).err().map(|reason| {
+            tracing::warn!(reason, "builds run as root of this machine, with few capabilities");
+            Arc::from(reason)
+        });
+        let network = Arc::new(Network::new(policy.egress.clone(), &name));
+        let (policy, is_walled) = (Arc::new(policy), Arc::default());
+        let untidy = Arc::new(AtomicBool::new(true));
+        Ok(Self {
+            store,
+            cgroups,
+            policy,
+            network,
+            is_walled,
+            without_users,
+            untidy,
+            root,
+            run_root,
+        })
+    }
+
+    /// Why builds are less apart from the machine than they could be; empty when they are not.
+    pub fn degraded(&self) -> Vec<String> {
+        let users = self.without_users.as_ref();
+        let users = users.map(|reason| format!("builds run as root of this machine: {reason}"));
+        let groups = matches!(self.cgroups, Cgroups::Missing)
+            .then(|| "builds have no limits on memory, processes and processors".to_owned());
+        users.into_iter().chain(groups).collect()
+    }
+
+    /// Removes what builds on the store in this folder left in the machine beside their files.
+    pub async fn destroy(root: &Path) -> Result<(), BuildError> {
+        let root = root.canonicalize().map_err(BuildError::io("find", root))?;
+        let removed = network::remove(&hash_of(&root)).await;
+        removed.map_err(|reason| BuildError::Network { reason })
     }
 
     /// Removes what killed builds left in the store, unless a build is running now; then a later
@@ -104,9 +147,9 @@ impl BuildahBuilder {
         if !self.untidy.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(_alone) = self.quiet.try_write() else { return };
         match self.store.remove_abandoned().await {
-            Ok(count) => {
+            Ok(None) => {}
+            Ok(Some(count)) => {
                 self.untidy.store(false, Ordering::Relaxed);
                 tracing::debug!(count, "removed what killed builds left");
             }
@@ -117,6 +160,7 @@ impl BuildahBuilder {
     /// Makes the images present that the Dockerfile starts from.
     async fn images(
         &self,
+        request: &BuildRequest,
         file: &Dockerfile,
         output: &LineSink,
     ) -> Result<BTreeMap<ImageRef, Image>, BuildError> {
@@ -130,9 +174,38 @@ impl BuildahBuilder {
                 let (image, cause) = (needed.image.clone(), Box::new(cause));
                 BuildError::BaseImage { image, line: needed.line, cause }
             })?;
+            self.check_owner(request, needed, &image)?;
             images.insert(needed.image.clone(), image);
         }
         Ok(images)
+    }
+
+    /// What was built here from one owner's code is not for others to build on, by whatever name
+    /// or digest they call it.
+    fn check_owner(
+        &self,
+        request: &BuildRequest,
+        needed: &Needed,
+        image: &Image,
+    ) -> Result<(), BuildError> {
+        let own = owner_of(&request.tag);
+        let shared = |owner: &str| self.policy.shared_owners.iter().any(|shared| shared == owner);
+        let may = |name: &ImageRef| {
+            owner_of(name).is_none_or(|owner| Some(owner) == own || shared(owner))
+        };
+        if image.names.iter().any(may) {
+            return Ok(());
+        }
+        let whose = image.names.iter().find_map(owner_of);
+        let whose = whose.map_or_else(|| "nobody any more".to_owned(), |who| format!("`{who}`"));
+        Err(BuildError::Dockerfile {
+            line: needed.line,
+            reason: format!(
+                "image `{}` belongs to {whose}, build on one of your own, on a base image or on \
+                 one of a registry",
+                needed.image
+            ),
+        })
     }
 
     fn check_disk(&self, request: &BuildRequest, free_before: u64) -> Result<u64, String> {
@@ -155,9 +228,9 @@ impl BuildahBuilder {
         Ok(free)
     }
 
-    fn command(&self, request: &BuildRequest, folder: &Path) -> Command {
+    fn command(&self, request: &BuildRequest, folder: &Path, users: Option<&IdMap>) -> Command {
         let buildah = self.store.command().into_std();
-        let mut command = sandbox::launcher();
+        let mut command = sandbox::launcher(users);
         command.arg(buildah.get_program()).args(buildah.get_args());
         command.env_clear();
         for (name, value) in buildah.get_envs() {
@@ -195,7 +268,19 @@ impl BuildahBuilder {
     ) -> Result<Digest, BuildError> {
         let free_before =
             self.check_disk(request, 0).map_err(|reason| BuildError::DiskFull { reason })?;
+        let users = match &self.without_users {
+            None => Some(new_users().await.map_err(BuildError::io("make users for", folder))?),
+            Some(_) => None,
+        };
+        let no_network = |reason| BuildError::Network { reason };
+        let wall = self.is_walled.get_or_try_init(|| self.network.install());
+        wall.await.map_err(no_network)?;
+        let network = self.network.namespace().await.map_err(no_network)?;
+        let mut command = self.command(request, folder, users.as_ref());
         let view = View {
+            users,
+            network,
+            resolver: self.network.resolver(),
             root: self.run_root.join("build-root"),
             writable: vec![self.root.clone(), self.run_root.join("buildah")],
             readable: vec![context.to_owned()],
@@ -211,7 +296,6 @@ impl BuildahBuilder {
                 Some(group.map_err(BuildError::io("limit a build in", folder))?)
             }
         };
-        let mut command = self.command(request, folder);
         command.arg(context);
         let running = sandbox::start(command, view, group).await;
         let running = running.map_err(BuildError::io("start a build in", folder))?;
@@ -314,7 +398,7 @@ impl BuildahBuilder {
 impl Builder for BuildahBuilder {
     async fn key(&self, request: &BuildRequest, output: &LineSink) -> Result<Digest, BuildError> {
         let file = read_dockerfile(request)?;
-        let images = self.images(&file, output).await?;
+        let images = self.images(request, &file, output).await?;
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
             // The length before each part keeps two different lists from looking the same.
@@ -346,10 +430,15 @@ impl Builder for BuildahBuilder {
         let context =
             request.context.canonicalize().map_err(BuildError::io("find", &request.context))?;
         check_binds(&file, &context)?;
-        let images = self.images(&file, output).await?;
+        let images = self.images(request, &file, output).await?;
         self.store.check_free()?;
         self.tidy().await;
-        let _running = self.quiet.read().await;
+        let _working = self.store.working().await;
+        if self.without_users.is_none() {
+            for image in images.values() {
+                self.store.settle(image).await?;
+            }
+        }
 
         let folder = Folder::new(&self.root.join("updraft-builds"))?;
         let variables: Vec<_> = CERTIFICATE_VARIABLES
@@ -370,12 +459,50 @@ impl Builder for BuildahBuilder {
             lines.say(warning);
         }
         let id = self.run(request, &context, &folder.0, &mut lines).await?;
+        if self.without_users.is_none()
+            && let Some(built) = self.store.resolve(&request.tag.pinned(id)).await?
+        {
+            self.store.settle(&built).await?;
+        }
         Ok(BuiltImage { image: request.tag.clone(), id })
     }
 
     async fn exists(&self, image: &BuiltImage) -> Result<bool, BuildError> {
         Ok(self.store.resolve(&image.image.pinned(image.id)).await?.is_some())
     }
+}
+
+/// Tells this store from others.
+fn hash_of(root: &Path) -> String {
+    Digest::from_bytes(Sha256::digest(root.as_os_str().as_bytes()).into()).hex()
+}
+
+/// The owner of an image that was built here: `localhost/<owner>/…`.
+fn owner_of(image: &ImageRef) -> Option<&str> {
+    let path = image.name().strip_prefix("localhost/")?;
+    path.split_once('/').map(|(owner, _)| owner)
+}
+
+async fn new_users() -> io::Result<IdMap> {
+    let make = || IdMap::new(sandbox::USERS_FIRST, sandbox::USERS);
+    tokio::task::spawn_blocking(make).await.map_err(io::Error::other)?
+}
+
+/// Whether a build could run in a user namespace here; if not, why.
+fn try_users(builds: &Path, run_root: &Path) -> Result<(), String> {
+    let lacks = |what: &str| {
+        let what = what.to_owned();
+        move |cause: io::Error| {
+            format!("{what} ({cause}); Linux 6.3 and later can, on most file systems")
+        }
+    };
+    let users = IdMap::new(sandbox::USERS_FIRST, sandbox::USERS)
+        .map_err(|cause| format!("no user namespace can be made ({cause})"))?;
+    for folder in [builds, run_root] {
+        let shown = format!("`{}` cannot be shown under other users", folder.display());
+        users.shifted_writable(folder).map_err(lacks(&shown))?;
+    }
+    Ok(())
 }
 
 /// Notes that a build was killed, unless it is told otherwise before it goes.

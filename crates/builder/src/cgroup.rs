@@ -23,10 +23,44 @@ const PASSES_MAX: usize = 20;
 pub(crate) enum Cgroups {
     /// The one tree. `prefix` begins the names of this store's groups.
     Unified { tree: PathBuf, prefix: String },
-    /// The trees of `memory` and `pids`.
-    Split { memory: PathBuf, pids: PathBuf, prefix: String },
+    /// The trees of `memory` and `pids`, and those of what else can be weighed here.
+    Split { memory: PathBuf, pids: PathBuf, weights: Vec<(Weight, PathBuf)>, prefix: String },
     /// None.
     Missing,
+}
+
+/// What builds get little of when functions want it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weight {
+    Processor,
+    Disk,
+}
+
+impl Weight {
+    /// A twentieth of what everybody else gets, in the files that a kernel may have for it.
+    const fn files(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Processor => &[("cpu.shares", "51"), ("cpu.weight", "5")],
+            Self::Disk => &[
+                ("blkio.bfq.weight", "5"),
+                ("blkio.weight", "10"),
+                ("io.bfq.weight", "5"),
+                ("io.weight", "5"),
+            ],
+        }
+    }
+
+    /// Sets the weight where the kernel has it; one without has nothing to share out.
+    fn set(self, folder: &Path) {
+        for (file, value) in self.files() {
+            let path = folder.join(file);
+            if path.is_file()
+                && let Err(cause) = fs::write(&path, value)
+            {
+                tracing::debug!(%cause, file, "a weight stays as it is");
+            }
+        }
+    }
 }
 
 impl Cgroups {
@@ -45,6 +79,7 @@ impl Cgroups {
 
     fn from_mounts(mounts: &str, prefix: &str) -> Self {
         let (mut memory, mut pids, mut unified) = (None, None, None);
+        let mut weights: Vec<(Weight, PathBuf)> = Vec::new();
         for line in mounts.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let Some(place) = left.split(' ').nth(4) else { continue };
@@ -58,10 +93,19 @@ impl Cgroups {
                 "cgroup" if has("pids") => pids = pids.or_else(place),
                 _ => {}
             }
+            for (weight, controller) in [(Weight::Processor, "cpu"), (Weight::Disk, "blkio")] {
+                let is_known = weights.iter().any(|(known, _)| *known == weight);
+                if kind == "cgroup" && has(controller) && !is_known {
+                    weights.extend(place().map(|place| (weight, place)));
+                }
+            }
         }
+        // One that shares its tree with a limit is in that group already.
+        let limits = [memory.clone(), pids.clone()];
+        weights.retain(|(_, place)| !limits.iter().flatten().any(|limit| limit == place));
         let prefix = prefix.to_owned();
         match (memory, pids, unified) {
-            (Some(memory), Some(pids), _) => Self::Split { memory, pids, prefix },
+            (Some(memory), Some(pids), _) => Self::Split { memory, pids, weights, prefix },
             (_, _, Some(tree)) => Self::Unified { tree, prefix },
             _ => Self::Missing,
         }
@@ -89,6 +133,14 @@ impl Cgroups {
                 let control = tree.join("cgroup.subtree_control");
                 let enabled = fs::read_to_string(&control)?;
                 let has = |name| enabled.split_whitespace().any(|word| word == name);
+                for weighed in ["cpu", "io"] {
+                    // Not every machine lets go of these.
+                    if !has(weighed)
+                        && let Err(cause) = fs::write(&control, format!("+{weighed}"))
+                    {
+                        tracing::debug!(%cause, weighed, "builds are not weighed");
+                    }
+                }
                 if has("memory") && has("pids") {
                     return Ok(());
                 }
@@ -100,7 +152,10 @@ impl Cgroups {
     fn trees(&self) -> Vec<&Path> {
         match self {
             Self::Unified { tree, .. } => vec![tree],
-            Self::Split { memory, pids, .. } => vec![memory, pids],
+            Self::Split { memory, pids, weights, .. } => {
+                let weights = weights.iter().map(|(_, tree)| tree.as_path());
+                [memory.as_path(), pids].into_iter().chain(weights).collect()
+            }
             Self::Missing => Vec::new(),
         }
     }
@@ -132,12 +187,17 @@ impl Cgroups {
                 drop(fs::write(all.join("memory.oom.group"), "1"));
                 fs::write(all.join("pids.max"), processes)?;
             }
-            [memory_folder, pids_folder] => {
+            [memory_folder, pids_folder, ..] => {
                 fs::write(memory_folder.join("memory.limit_in_bytes"), &memory)?;
                 drop(fs::write(memory_folder.join("memory.memsw.limit_in_bytes"), &memory));
                 fs::write(pids_folder.join("pids.max"), processes)?;
             }
             _ => {}
+        }
+        for folder in &group.folders {
+            for weight in [Weight::Processor, Weight::Disk] {
+                weight.set(folder);
+            }
         }
         Ok(group)
     }

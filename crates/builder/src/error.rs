@@ -73,6 +73,12 @@ pub enum BuildError {
         /// Which bound was met.
         reason: String,
     },
+    /// The build's own network could not be made.
+    #[error("cannot make a network for the build: {reason}")]
+    Network {
+        /// What was attempted and why it failed.
+        reason: String,
+    },
     /// The image store did not do its part.
     #[error(transparent)]
     Images(#[from] ImageError),

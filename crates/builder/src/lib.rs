@@ -9,10 +9,12 @@ mod buildah;
 mod cgroup;
 mod dockerfile;
 mod error;
+mod network;
 mod output;
 mod port;
 mod sandbox;
 
 pub use buildah::BuildahBuilder;
 pub use error::BuildError;
-pub use port::{BuildLimits, BuildRequest, Builder, BuiltImage, LineSink};
+pub use network::{Destination, Egress, ParseDestinationError};
+pub use port::{BuildLimits, BuildPolicy, BuildRequest, Builder, BuiltImage, LineSink};

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use updraft_model::{Digest, ImageRef};
 
 use crate::BuildError;
+use crate::network::Egress;
 
 /// Takes the output of a build: one line a call, without its end, without escape sequences and
 /// of bounded length. It is called from the build's own thread of work and must not block.
@@ -45,6 +46,22 @@ pub struct BuildLimits {
     pub disk_bytes: u64,
     /// Processes and threads at one time.
     pub processes: u32,
+}
+
+/// What all builds of a builder may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildPolicy {
+    /// What they may reach.
+    pub egress: Egress,
+    /// Owners whose local images (`localhost/<owner>/…`) everybody may build on.
+    pub shared_owners: Vec<String>,
+}
+
+impl Default for BuildPolicy {
+    /// The world outside, and the platform's own base images.
+    fn default() -> Self {
+        Self { egress: Egress::Open, shared_owners: vec!["updraft".to_owned()] }
+    }
 }
 
 /// An image that a build made.

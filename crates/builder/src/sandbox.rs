@@ -7,28 +7,36 @@
 //! the first process ends all, whatever they did to hide. The kernel ends it as well when the
 //! thread goes, so a build never outlives the platform.
 //!
-//! Not yet here: a network of its own and a user namespace. Their place is this module.
+//! It lives in a user namespace besides: root in a build is an ordinary user of the machine that
+//! owns nothing, and the folders it may use are mounted so that they look like root's to it. Its
+//! network is one that [`crate::network`] made.
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
-use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{CWD, FileType, Mode};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use updraft_idmap::IdMap;
 
 use crate::cgroup::Group;
 
 /// Where a build finds the machine's root certificates; below `/dev` because everything there
 /// comes from here and nothing of it gets into an image.
 pub(crate) const CERTIFICATES: &str = "/dev/updraft/ca-certificates.crt";
+
+/// The users of builds: above those that tenants' functions are given, and nobody else's.
+pub(crate) const USERS_FIRST: u32 = 0x7ffe_0000;
+/// How many there are.
+pub(crate) const USERS: u32 = 65_536;
 
 /// Where machines keep their root certificates.
 const BUNDLES: [&str; 3] =
@@ -44,7 +52,7 @@ const DEVICES: [(&str, u32, u32); 6] = [
 /// Seen read-only as they are, whole: programs and the kernel's own trees.
 const SHARED: [&str; 9] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "proc", "sys"];
 /// What `buildah` reads of `/etc`. Names, not the whole: it also holds password hashes.
-const SETTINGS: [&str; 11] = [
+const SETTINGS: [&str; 10] = [
     "alternatives",
     "containers",
     "group",
@@ -54,7 +62,6 @@ const SETTINGS: [&str; 11] = [
     "localtime",
     "nsswitch.conf",
     "passwd",
-    "resolv.conf",
     "ssl",
 ];
 
@@ -75,6 +82,12 @@ pub(crate) struct View {
     pub(crate) readable: Vec<PathBuf>,
     /// Whether `/dev/fuse` is needed.
     pub(crate) fuse: bool,
+    /// The users of the build; without, it runs as root of the machine.
+    pub(crate) users: Option<IdMap>,
+    /// Its network.
+    pub(crate) network: OwnedFd,
+    /// Its `/etc/resolv.conf`.
+    pub(crate) resolver: String,
 }
 
 /// A program that runs apart. Dropping it kills the program and everything it started.
@@ -111,8 +124,18 @@ impl Drop for Running {
 
 /// The command line that runs what follows it as first process of new namespaces, killed when
 /// the thread that started it goes.
-pub(crate) fn launcher() -> Command {
-    let mut command = Command::new("setpriv");
+pub(crate) fn launcher(users: Option<&IdMap>) -> Command {
+    let mut command = match users {
+        Some(users) => {
+            // Another user's process forgets when it is to be killed, so this comes first. The
+            // file is this process's, as only one with a single thread may change its user.
+            let mut command = Command::new("nsenter");
+            let (pid, number) = (std::process::id(), users.as_fd().as_raw_fd());
+            command.arg(format!("--user=/proc/{pid}/fd/{number}")).arg("setpriv");
+            command
+        }
+        None => Command::new("setpriv"),
+    };
     command.args(["--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--pid"]);
     command.args(["--mount", "--propagation", "slave", "--mount-proc", "--ipc", "--uts"]);
     command
@@ -136,6 +159,7 @@ pub(crate) async fn start(
             if let Some(group) = &group {
                 group.enter()?;
             }
+            setns(&view.network, CloneFlags::CLONE_NEWNET)?;
             enter(&view)?;
             command.stdin(Stdio::null()).stderr(writer.try_clone()?).stdout(writer);
             let mut child = command.spawn()?;
@@ -202,18 +226,38 @@ fn enter(view: &View) -> io::Result<()> {
     for name in ["tmp", "var", "var/tmp", "run", "root", "old-root"] {
         fs::create_dir_all(new.join(name))?;
     }
+    if view.users.is_some() {
+        let (user, group) = (Uid::from_raw(USERS_FIRST), Gid::from_raw(USERS_FIRST));
+        for name in ["tmp", "var", "var/tmp", "run", "root"] {
+            rustix::fs::chown(new.join(name), Some(user), Some(group))?;
+        }
+    }
     // After the fixed ones, because a store may lie below `/usr` or `/var`.
+    fs::write(new.join("etc/resolv.conf"), &view.resolver)?;
     for folder in &view.readable {
-        bind(folder, &below(new, folder), MountFlags::RDONLY)?;
+        let place = below(new, folder);
+        match &view.users {
+            Some(users) => shifted(&users.shifted(folder)?, &place)?,
+            None => bind(folder, &place, MountFlags::RDONLY)?,
+        }
     }
     for folder in &view.writable {
-        bind(folder, &below(new, folder), MountFlags::empty())?;
+        let place = below(new, folder);
+        match &view.users {
+            Some(users) => shifted(&users.shifted_writable(folder)?, &place)?,
+            None => bind(folder, &place, MountFlags::empty())?,
+        }
     }
     devices(&new.join("dev"), view.fuse)?;
     rustix::process::pivot_root(new, new.join("old-root"))?;
     rustix::process::chdir("/")?;
     rustix::mount::unmount("/old-root", UnmountFlags::DETACH)?;
     fs::remove_dir("/old-root")
+}
+
+fn shifted(tree: &OwnedFd, place: &Path) -> io::Result<()> {
+    fs::create_dir_all(place)?;
+    updraft_idmap::attach(tree, place)
 }
 
 fn below(root: &Path, path: &Path) -> PathBuf {

@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -73,14 +73,31 @@ impl IdMap {
     /// `EINVAL` where the kernel or the file system below `path` knows no such mounts; else what
     /// the kernel says of the path.
     pub fn shifted(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.tree(path, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID)
+    }
+
+    /// As [`shifted`](Self::shifted), to be written to: what user `first + n` makes there belongs
+    /// to user `n`.
+    ///
+    /// # Errors
+    /// Those of [`shifted`](Self::shifted).
+    pub fn shifted_writable(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.tree(path, 0)
+    }
+
+    fn tree(&self, path: &Path, more: u64) -> io::Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(rustix::fs::CWD, path, flags)?;
-        let attributes = libc::MOUNT_ATTR_IDMAP
-            | libc::MOUNT_ATTR_RDONLY
-            | libc::MOUNT_ATTR_NOSUID
-            | libc::MOUNT_ATTR_NODEV;
+        let attributes = libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_NODEV | more;
         set_attributes(&tree, attributes, &self.namespace)?;
         Ok(tree)
+    }
+}
+
+impl AsFd for IdMap {
+    /// The user namespace, for who lets a process live in it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
     }
 }
 
@@ -121,7 +138,6 @@ fn set_attributes(tree: &OwnedFd, attributes: u64, namespace: &OwnedFd) -> io::R
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed step ends its test")]
 
-    use std::os::fd::AsFd as _;
     use std::os::unix::fs::MetadataExt as _;
 
     use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};

@@ -22,6 +22,7 @@ mod layout;
 mod maintain;
 mod mount;
 mod name;
+mod opaque;
 mod process;
 mod pull;
 mod store;

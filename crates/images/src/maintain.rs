@@ -57,12 +57,13 @@ impl ImageStore {
     }
 
     /// Removes working containers that nobody works in any more, as killed builds leave them, and
-    /// gives back how many. To be called only while no build runs on this store.
-    pub async fn remove_abandoned(&self) -> Result<usize, ImageError> {
+    /// gives back how many; nothing while something builds, as it may be that one's.
+    pub async fn remove_abandoned(&self) -> Result<Option<usize>, ImageError> {
+        let Ok(_alone) = self.inner().work.try_write() else { return Ok(None) };
         let mut containers = self.inner().layout.containers()?;
         containers.retain(|name| !name.starts_with("updraft-"));
         self.remove_containers(&containers).await?;
-        Ok(containers.len())
+        Ok(Some(containers.len()))
     }
 
     /// Removes working containers.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use updraft_builder::{Destination, Egress};
 use updraft_edge::Root;
 use updraft_gateway::ServiceUrl;
 use updraft_model::{MemoryQuantity, parse_duration};
@@ -58,6 +59,11 @@ pub(crate) struct BuildConfig {
     pub(crate) disk: u64,
     /// Most processes of one build.
     pub(crate) processes: u32,
+    /// What builds may reach: `open`, `closed`, or a list of addresses.
+    #[serde(deserialize_with = "egress")]
+    pub(crate) egress: Egress,
+    /// Owners whose local images everybody may build on.
+    pub(crate) shared_owners: Vec<String>,
 }
 
 impl Default for BuildConfig {
@@ -68,6 +74,8 @@ impl Default for BuildConfig {
             memory: 2 << 30,
             disk: 8 << 30,
             processes: 2048,
+            egress: Egress::Open,
+            shared_owners: Vec::new(),
         }
     }
 }
@@ -374,6 +382,28 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     match Written::deserialize(deserializer)? {
         Written::Seconds(seconds) => Ok(Duration::from_secs(seconds)),
         Written::Text(text) => parse_duration(&text).map_err(D::Error::custom),
+    }
+}
+
+fn egress<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Egress, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Word(String),
+        List(Vec<String>),
+    }
+    match Written::deserialize(deserializer)? {
+        Written::Word(word) => match word.as_str() {
+            "open" => Ok(Egress::Open),
+            "closed" => Ok(Egress::Closed),
+            other => Err(D::Error::custom(format!(
+                "`{other}` is no egress, write `open`, `closed` or a list of addresses"
+            ))),
+        },
+        Written::List(list) => {
+            let list: Result<Vec<Destination>, _> = list.iter().map(|text| text.parse()).collect();
+            list.map(Egress::Only).map_err(D::Error::custom)
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use updraft_api::ApiParts;
-use updraft_builder::{BuildLimits, BuildahBuilder, Builder};
+use updraft_builder::{BuildLimits, BuildPolicy, BuildahBuilder, Builder};
 use updraft_edge::{Edge, EdgeLimits, EdgeParts};
 use updraft_engine::{Engine, Version};
 use updraft_engine_local::{LocalEngine, LocalEngineOptions};
@@ -188,7 +188,8 @@ impl Cloud {
         let engine = LocalEngine::open(engine_options, Arc::new(images.clone())).await?;
         let engine = Arc::new(engine);
         let shared_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
-        let builder: Arc<dyn Builder> = Arc::new(BuildahBuilder::new(images.clone())?);
+        let builder: Arc<dyn Builder> =
+            Arc::new(BuildahBuilder::with_policy(images.clone(), build_policy(config))?);
         let templates = Templates::new(WATCHDOG.into(), config.push.repository_templates);
         let git = GitServer::new(GitServerOptions {
             max_push_bytes: config.push.size,
@@ -432,6 +433,13 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
         ready_limit: function.ready,
         ..usual
     }
+}
+
+/// What builds may reach and build on.
+fn build_policy(config: &Config) -> BuildPolicy {
+    let mut policy = BuildPolicy { egress: config.build.egress.clone(), ..BuildPolicy::default() };
+    policy.shared_owners.extend(config.build.shared_owners.iter().cloned());
+    policy
 }
 
 /// What a function's labels and annotations get wrong, for whoever pushes it.

@@ -22,6 +22,7 @@ pub(crate) async fn run(data_dir: &DataDir, output: Output) -> Result<()> {
 /// holds the lock, and no part of the cloud runs.
 pub(crate) async fn clear_machine(data_dir: &DataDir) -> Result<()> {
     LocalEngine::destroy(&crate::up::engine_options(data_dir, None)).await?;
+    updraft_builder::BuildahBuilder::destroy(&data_dir.containers()).await?;
     let images = images::open(data_dir).await?;
     images.unmount_all().await?;
     data_dir.remove_volatile()

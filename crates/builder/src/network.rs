@@ -1,0 +1,382 @@
+//! The network of a build: its own, with one way out.
+//!
+//! Each build has a network namespace and a pair of devices with two addresses of a block that is
+//! reserved for laboratories, so that it is nobody else's. From there it reaches the world
+//! outside, translated to the host's address, or nothing, or what a list allows. It never reaches
+//! a service of the host, the platform on 127.0.0.1 included, a function's replica, another
+//! build, or a link-local (metadata) address, and nothing over IPv6.
+//!
+//! All goes away by itself with the namespace; only the firewall table stays, and is replaced by
+//! the next start.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::str::FromStr;
+
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+/// The block of addresses: two networks of 256 × 256 for measurements, never routed.
+const BLOCK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+/// Pairs of addresses in it, each with a network and a broadcast address around.
+const PAIRS: u32 = 1 << 15;
+const PAIR_PREFIX: u8 = 30;
+/// How often another pair is tried when one is taken.
+const TRIES: usize = 16;
+const INNER_DEVICE: &str = "eth0";
+/// Where name servers are told that are not this machine's own, best first.
+const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+
+/// What builds may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Egress {
+    /// The world outside.
+    #[default]
+    Open,
+    /// Nothing.
+    Closed,
+    /// These, and the machine's name servers.
+    Only(Vec<Destination>),
+}
+
+/// A block of addresses that builds may reach, perhaps on one port only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destination {
+    base: Ipv4Addr,
+    prefix: u8,
+    port: Option<u16>,
+}
+
+/// The text names no destination.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{0}` is no destination, write for instance `192.0.2.0/24` or `192.0.2.7:443`")]
+pub struct ParseDestinationError(String);
+
+impl FromStr for Destination {
+    type Err = ParseDestinationError;
+
+    fn from_str(text: &str) -> Result<Self, ParseDestinationError> {
+        let wrong = || ParseDestinationError(text.to_owned());
+        let (rest, port) = match text.split_once(':') {
+            Some((rest, port)) => (rest, Some(port.parse().map_err(|_| wrong())?)),
+            None => (text, None),
+        };
+        let (base, prefix) = match rest.split_once('/') {
+            Some((base, prefix)) => (base, prefix.parse().map_err(|_| wrong())?),
+            None => (rest, 32),
+        };
+        if prefix > 32 || port == Some(0) {
+            return Err(wrong());
+        }
+        Ok(Self { base: base.parse().map_err(|_| wrong())?, prefix, port })
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+/// The network of all builds of one store.
+#[derive(Debug)]
+pub(crate) struct Network {
+    egress: Egress,
+    /// Begins the names of devices; 8 characters.
+    device_prefix: String,
+    table: String,
+}
+
+impl Network {
+    /// `hash` is of the store, 4 or more hexadecimal digits.
+    pub(crate) fn new(egress: Egress, hash: &str) -> Self {
+        let hash = &hash[..hash.len().min(4)];
+        Self {
+            egress,
+            device_prefix: format!("upb{hash}v"),
+            table: format!("updraft_build_{hash}"),
+        }
+    }
+
+    /// What a build finds as its `/etc/resolv.conf`: name servers of this machine itself are
+    /// behind a door that builds cannot pass.
+    pub(crate) fn resolver(&self) -> String {
+        let texts = RESOLVERS.iter().filter_map(|path| fs::read_to_string(path).ok());
+        let mut usable = texts.map(|text| without_own(&text));
+        usable.find(|text| text.contains("nameserver")).unwrap_or_default()
+    }
+
+    /// Puts the firewall table in place.
+    pub(crate) async fn install(&self) -> Result<(), String> {
+        let servers: Vec<Ipv4Addr> = self
+            .resolver()
+            .lines()
+            .filter_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok())
+            .collect();
+        let ruleset = ruleset(&self.table, &self.device_prefix, &self.egress, &servers);
+        apply(ruleset).await?;
+        let forward = "/proc/sys/net/ipv4/ip_forward";
+        let is_on = fs::read_to_string(forward).is_ok_and(|text| text.trim() == "1");
+        if !is_on {
+            fs::write(forward, "1")
+                .map_err(|error| format!("cannot turn on forwarding: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// A namespace for one build.
+    pub(crate) async fn namespace(&self) -> Result<OwnedFd, String> {
+        let (namespace, inner) = new_namespace().await.map_err(|error| error.to_string())?;
+        set_up(&inner, "lo").await?;
+        if self.egress == Egress::Closed {
+            return Ok(namespace);
+        }
+        let (connection, host, _) =
+            rtnetlink::new_connection().map_err(|error| error.to_string())?;
+        // Ends by itself with the last handle.
+        drop(tokio::spawn(connection));
+        let failed =
+            |doing: &'static str| move |error: rtnetlink::Error| format!("cannot {doing}: {error}");
+        let outer = format!("{}{:07x}", self.device_prefix, random()? & 0x0fff_ffff);
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(INNER_DEVICE)
+            .setns_by_fd(namespace.as_raw_fd())
+            .build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new(&outer, INNER_DEVICE)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        host.link().add(pair).execute().await.map_err(failed("add a pair of devices"))?;
+        // Without an address of its own: then the kernel has nothing to answer for.
+        drop(fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1"));
+        let index = index(&host, &outer).await?;
+        let (here, there) = free_pair(&host).await?;
+        let added = host.address().add(index, IpAddr::V4(here), PAIR_PREFIX).execute().await;
+        added.map_err(failed("give a build's device its address"))?;
+        set_up(&host, &outer).await?;
+        let inside = index_of(&inner).await?;
+        let added = inner.address().add(inside, IpAddr::V4(there), PAIR_PREFIX).execute().await;
+        added.map_err(failed("give a build its address"))?;
+        set_up(&inner, INNER_DEVICE).await?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(here).build();
+        inner.route().add(route).execute().await.map_err(failed("give a build its route"))?;
+        Ok(namespace)
+    }
+}
+
+/// Removes the firewall table of a store's builds.
+pub(crate) async fn remove(hash: &str) -> Result<(), String> {
+    let network = Network::new(Egress::Closed, hash);
+    apply(json!({ "nftables": without(&network.table) })).await
+}
+
+/// The two addresses of a pair that is not in use.
+async fn free_pair(host: &Handle) -> Result<(Ipv4Addr, Ipv4Addr), String> {
+    use futures_util::TryStreamExt as _;
+    use rtnetlink::packet_route::address::AddressAttribute;
+    let mut taken = BTreeSet::new();
+    let mut addresses = host.address().get().execute();
+    while let Some(address) = addresses.try_next().await.map_err(|error| error.to_string())? {
+        taken.extend(address.attributes.iter().filter_map(|attribute| match attribute {
+            AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        }));
+    }
+    for _ in 0..TRIES {
+        let first = BLOCK.to_bits() + (random()? % PAIRS) * 4 + 1;
+        let here = Ipv4Addr::from_bits(first);
+        if !taken.contains(&here) {
+            return Ok((here, Ipv4Addr::from_bits(first + 1)));
+        }
+    }
+    Err("no pair of addresses is free for a build".to_owned())
+}
+
+async fn index_of(inner: &Handle) -> Result<u32, String> {
+    index(inner, INNER_DEVICE).await
+}
+
+async fn index(handle: &Handle, name: &str) -> Result<u32, String> {
+    use futures_util::TryStreamExt as _;
+    let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+    let link = found.map_err(|error| format!("cannot find device `{name}`: {error}"))?;
+    link.map(|link| link.header.index).ok_or_else(|| format!("device `{name}` is missing"))
+}
+
+async fn set_up(handle: &Handle, name: &str) -> Result<(), String> {
+    let up = LinkUnspec::new_with_name(name).up().build();
+    let done = handle.link().set(up).execute().await;
+    done.map_err(|error| format!("cannot bring up device `{name}`: {error}"))
+}
+
+fn random() -> Result<u32, String> {
+    getrandom::u32().map_err(|error| format!("no random numbers: {error}"))
+}
+
+/// A fresh namespace without IPv6, and a connection to the kernel that lives in it.
+async fn new_namespace() -> io::Result<(OwnedFd, Handle)> {
+    let runtime = tokio::runtime::Handle::current();
+    let (sender, made) = tokio::sync::oneshot::channel();
+    let make = move || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        // Where the kernel has no IPv6 the files are missing, and all is well.
+        for scope in ["all", "default"] {
+            drop(fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1"));
+        }
+        let namespace = OwnedFd::from(fs::File::open("/proc/thread-self/ns/net")?);
+        let entered = runtime.enter();
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        drop(entered);
+        drop(runtime.spawn(connection));
+        Ok((namespace, handle))
+    };
+    // A thread of its own, because the namespace is the thread's from here on.
+    let work = move || drop(sender.send(make()));
+    std::thread::Builder::new().name("build-network".to_owned()).spawn(work)?;
+    made.await.map_err(io::Error::other)?
+}
+
+/// A `resolv.conf` without name servers that only this machine reaches.
+fn without_own(text: &str) -> String {
+    let keep = |line: &&str| match line.trim().strip_prefix("nameserver") {
+        Some(server) => server.trim().parse::<Ipv4Addr>().is_ok_and(|server| !server.is_loopback()),
+        None => !line.trim_start().starts_with(['#', ';']),
+    };
+    text.lines().filter(keep).fold(String::new(), |text, line| text + line.trim() + "\n")
+}
+
+async fn apply(ruleset: Value) -> Result<(), String> {
+    let applied = tokio::task::spawn_blocking(move || {
+        let arguments = nftables::helper::DEFAULT_ARGS.iter().copied();
+        let program = nftables::helper::DEFAULT_NFT;
+        nftables::helper::apply_ruleset_raw(&ruleset.to_string(), program, arguments)
+    });
+    match applied.await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!(
+            "`nft` did not accept the firewall of builds ({error}); is nftables installed?"
+        )),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Deletes the table whether or not it is there: a delete needs one, so one is added first.
+fn without(table: &str) -> Vec<Value> {
+    let table = json!({ "table": { "family": "inet", "name": table } });
+    vec![json!({ "add": table }), json!({ "delete": table })]
+}
+
+fn ruleset(table: &str, device: &str, egress: &Egress, servers: &[Ipv4Addr]) -> Value {
+    let chain = |name: &str, kind: &str, hook: &str, priority: i32| {
+        json!({ "add": { "chain": {
+            "family": "inet", "table": table, "name": name,
+            "type": kind, "hook": hook, "prio": priority, "policy": "accept",
+        }}})
+    };
+    let rule = |chain: &str, expression: Vec<Value>| {
+        json!({ "add": { "rule": {
+            "family": "inet", "table": table, "chain": chain, "expr": expression,
+        }}})
+    };
+    let compare = |op: &str, left: Value, right: Value| json!({ "match": { "op": op, "left": left, "right": right } });
+    let is = |left: Value, right: Value| compare("==", left, right);
+    let meta = |key: &str| json!({ "meta": { "key": key } });
+    let ip = |field: &str| json!({ "payload": { "protocol": "ip", "field": field } });
+    let block = |base: Ipv4Addr, prefix: u8| {
+        if prefix == 32 {
+            return json!(base.to_string());
+        }
+        json!({ "prefix": { "addr": base.to_string(), "len": prefix } })
+    };
+    let ours = block(BLOCK, 15);
+    let from_build = is(meta("iifname"), json!(format!("{device}*")));
+    let to_build = is(meta("oifname"), json!(format!("{device}*")));
+    let is_answer = json!({ "match": {
+        "op": "in", "left": { "ct": { "key": "state" } }, "right": ["established", "related"],
+    }});
+    let (drop, accept) = (json!({ "drop": null }), json!({ "accept": null }));
+    let mut all = without(table);
+    all.push(json!({ "add": { "table": { "family": "inet", "name": table } } }));
+    // Ours come before those of other programs: what is dropped here stays dropped.
+    all.push(chain("build_input", "filter", "input", -10));
+    all.push(chain("build_forward", "filter", "forward", -10));
+    all.push(chain("build_postrouting", "nat", "postrouting", 100));
+    all.push(rule("build_input", vec![from_build.clone(), drop.clone()]));
+    let mut forward = |expression: Vec<Value>| all.push(rule("build_forward", expression));
+    let is_ipv6 = is(meta("nfproto"), json!("ipv6"));
+    forward(vec![from_build.clone(), is_ipv6, drop.clone()]);
+    let forged = compare("!=", ip("saddr"), ours.clone());
+    forward(vec![from_build.clone(), forged, drop.clone()]);
+    for (base, prefix) in [
+        (Ipv4Addr::new(169, 254, 0, 0), 16),
+        (Ipv4Addr::new(127, 0, 0, 0), 8),
+        (Ipv4Addr::new(224, 0, 0, 0), 4),
+        (BLOCK, 15),
+    ] {
+        forward(vec![from_build.clone(), is(ip("daddr"), block(base, prefix)), drop.clone()]);
+    }
+    // Bridges of functions, of whatever instance.
+    let to_functions = is(meta("oifname"), json!("updraft*"));
+    forward(vec![from_build.clone(), to_functions, drop.clone()]);
+    if let Egress::Only(destinations) = egress {
+        let dport =
+            |protocol: &str| json!({ "payload": { "protocol": protocol, "field": "dport" } });
+        for destination in destinations {
+            let mut expression = vec![
+                from_build.clone(),
+                is(ip("daddr"), block(destination.base, destination.prefix)),
+            ];
+            expression.extend(destination.port.map(|port| is(dport("tcp"), json!(port))));
+            expression.push(accept.clone());
+            forward(expression);
+        }
+        for server in servers {
+            for protocol in ["udp", "tcp"] {
+                let to_server = is(ip("daddr"), json!(server.to_string()));
+                let to_names = is(dport(protocol), json!(53));
+                forward(vec![from_build.clone(), to_server, to_names, accept.clone()]);
+            }
+        }
+    }
+    if *egress != Egress::Open {
+        forward(vec![from_build, drop.clone()]);
+    }
+    forward(vec![to_build.clone(), is_answer, accept]);
+    forward(vec![to_build.clone(), drop]);
+    let leaves = compare("!=", meta("oifname"), json!(format!("{device}*")));
+    let translated = vec![is(ip("saddr"), ours), leaves, json!({ "masquerade": null })];
+    all.push(rule("build_postrouting", translated));
+    json!({ "nftables": all })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_blocks_and_ports() {
+        let check = |text: &str, shown: &str| {
+            assert_eq!(text.parse::<Destination>().unwrap().to_string(), shown);
+        };
+        check("192.0.2.0/24", "192.0.2.0/24");
+        check("192.0.2.7:443", "192.0.2.7/32:443");
+        for wrong in ["", "example.com", "192.0.2.0/33", "192.0.2.7:0", "::1", "192.0.2.7:x"] {
+            let error = wrong.parse::<Destination>().unwrap_err();
+            assert!(error.to_string().contains("192.0.2.0/24"), "{error}");
+        }
+    }
+
+    #[test]
+    fn name_servers_of_this_machine_alone_are_left_out() {
+        let text = "# comment\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch a b\n";
+        assert_eq!(without_own(text), "nameserver 192.0.2.1\nsearch a b\n");
+        assert_eq!(without_own("nameserver ::1\n"), "");
+    }
+}
