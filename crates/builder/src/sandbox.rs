@@ -197,11 +197,13 @@ pub(crate) async fn start(
         }
         let status = child.wait();
         let out_of_memory = group.as_ref().is_some_and(Group::ran_out_of_memory);
-        drop(ended_sender.send(End { status, out_of_memory }));
-        // This thread is the group's last member, and ends here.
+        // This thread is the group's last member. The first process went, and the kernel ends the
+        // others after it: when the group is gone, all are.
         if let Some(Err(cause)) = group.as_ref().map(Group::leave) {
             tracing::warn!(%cause, "a build's group stays");
         }
+        drop(group);
+        drop(ended_sender.send(End { status, out_of_memory }));
     };
     thread::Builder::new().name("build".to_owned()).spawn(work)?;
     let pid = started.await.map_err(|_| io::Error::other("the build's thread failed"))??;
