@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::OnceCell;
@@ -502,6 +502,9 @@ fn try_users(builds: &Path, run_root: &Path) -> Result<(), String> {
         let shown = format!("`{}` cannot be shown under other users", folder.display());
         users.shifted_writable(folder).map_err(lacks(&shown))?;
     }
+    // As a step leaves it on a folder that it removed and made anew.
+    rustix::fs::setxattr(builds, "user.overlay.opaque", b"n", XattrFlags::empty())
+        .map_err(|cause| lacks("folders in the store cannot be marked")(cause.into()))?;
     Ok(())
 }
 

@@ -183,7 +183,7 @@ impl Cloud {
         let store = Store::open(&data_dir.database(), &data_dir.blobs())?;
         let access = Access::open(store.clone(), &data_dir.admin_password())?;
         let keys = sealing_keys(data_dir).await?;
-        let images = images::open_with(data_dir, config.images.free).await?;
+        let images = images::open_with(data_dir, &config.images).await?;
         let engine_options = engine_options(data_dir, Some(config));
         let engine = LocalEngine::open(engine_options, Arc::new(images.clone())).await?;
         let engine = Arc::new(engine);

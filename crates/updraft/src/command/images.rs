@@ -13,6 +13,7 @@ use updraft_model::ImageRef;
 
 use crate::WATCHDOG;
 use crate::cli::Images;
+use crate::config::ImagesConfig;
 use crate::data_dir::DataDir;
 use crate::output::Output;
 
@@ -23,11 +24,12 @@ pub(crate) async fn open(data_dir: &DataDir) -> Result<ImageStore> {
     Ok(ImageStore::open(options).await?)
 }
 
-/// As [`open`], with so many bytes to be left free.
-pub(crate) async fn open_with(data_dir: &DataDir, free_bytes_min: u64) -> Result<ImageStore> {
+/// As [`open`], as the server is configured.
+pub(crate) async fn open_with(data_dir: &DataDir, config: &ImagesConfig) -> Result<ImageStore> {
     let run_root = data_dir.volatile().join("containers");
     let options = ImageStoreOptions::new(data_dir.containers(), run_root);
-    Ok(ImageStore::open(ImageStoreOptions { free_bytes_min, ..options }).await?)
+    let (free_bytes_min, lease) = (config.free, config.settle);
+    Ok(ImageStore::open(ImageStoreOptions { free_bytes_min, lease, ..options }).await?)
 }
 
 pub(crate) async fn run(data_dir: &DataDir, command: Images, output: Output) -> Result<()> {

@@ -31,6 +31,9 @@ pub(crate) struct ImagesConfig {
     /// How long an image that nothing needs stays.
     #[serde(deserialize_with = "duration")]
     pub(crate) keep_unused: Duration,
+    /// How long an image stays after it was asked for or its last release went.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) settle: Duration,
     /// Time between two collections.
     #[serde(deserialize_with = "duration")]
     pub(crate) every: Duration,
@@ -41,10 +44,11 @@ impl Default for ImagesConfig {
         Self {
             budget: None,
             cache: 4 << 30,
-            free: 1 << 30,
+            free: 512 << 20,
             keep_releases: 10,
             keep_for: Duration::ZERO,
             keep_unused: Duration::from_hours(24 * 7),
+            settle: Duration::from_mins(10),
             every: Duration::from_mins(5),
         }
     }
