@@ -14,8 +14,8 @@ use updraft_source::git::ContentLimits;
 use updraft_source::template::Templates;
 use updraft_store::Store;
 
-use crate::sealed::Unsealer;
 use crate::housekeeper::NoRoom;
+use crate::sealed::Unsealer;
 
 /// Tells where an owner's function is called.
 pub type UrlOf = Arc<dyn Fn(&OwnerName, &FunctionName) -> String + Send + Sync>;

@@ -16,7 +16,9 @@ use updraft_gateway::{
 };
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::FunctionId;
-use updraft_queue::{SqliteCallStore, CallbackOptions, Queue, QueueOptions, QueueParts, SigningKey};
+use updraft_queue::{
+    CallbackOptions, Queue, QueueOptions, QueueParts, SigningKey, SqliteCallStore,
+};
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
 use updraft_store::Store;
 use updraft_store::access::Access;
@@ -99,7 +101,8 @@ impl Gateway {
         let requests = RequestMetrics::default();
         let invoker = Invoker::new(engine.clone(), InvokeOptions::new("0.1.0"));
         let folder_of_calls = folder.path().join("calls");
-        let calls = SqliteCallStore::open(&folder.path().join("queue.db"), &folder_of_calls).unwrap();
+        let calls =
+            SqliteCallStore::open(&folder.path().join("queue.db"), &folder_of_calls).unwrap();
         let callback = CallbackOptions::usual("localhost", 8080, SigningKey::new([7; 32]), "0.1.0");
         let queue = Queue::start(QueueParts {
             store: Arc::new(calls),
