@@ -65,6 +65,7 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
     let _lock = data_dir.lock()?;
     let mut signals = Signals::listen()?;
     raise_file_limit();
+    leave_no_core();
 
     let cloud = tokio::select! {
         cloud = Cloud::assemble(&data_dir, &config, address) => cloud?,
@@ -123,6 +124,14 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
             "cannot listen on {address}; choose another address with --listen, or stop what uses it"
         )
     })
+}
+
+/// A core file of a crash would hold keys and secrets that were in memory.
+fn leave_no_core() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "a crash may leave a core file, which would hold secrets");
+    }
 }
 
 /// Each connection is a file, and systems let a process open few unless it asks for more.
