@@ -280,7 +280,7 @@ impl BuildahBuilder {
         let view = View {
             users,
             network,
-            resolver: self.network.resolver(),
+            resolver: Network::resolver(),
             root: self.run_root.join("build-root"),
             writable: vec![self.root.clone(), self.run_root.join("buildah")],
             readable: vec![context.to_owned()],

@@ -108,7 +108,7 @@ impl Network {
 
     /// What a build finds as its `/etc/resolv.conf`: name servers of this machine itself are
     /// behind a door that builds cannot pass.
-    pub(crate) fn resolver(&self) -> String {
+    pub(crate) fn resolver() -> String {
         let texts = RESOLVERS.iter().filter_map(|path| fs::read_to_string(path).ok());
         let mut usable = texts.map(|text| without_own(&text));
         usable.find(|text| text.contains("nameserver")).unwrap_or_default()
@@ -116,8 +116,7 @@ impl Network {
 
     /// Puts the firewall table in place.
     pub(crate) async fn install(&self) -> Result<(), String> {
-        let servers: Vec<Ipv4Addr> = self
-            .resolver()
+        let servers: Vec<Ipv4Addr> = Self::resolver()
             .lines()
             .filter_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok())
             .collect();

@@ -230,8 +230,8 @@ async fn what_one_owner_built_is_not_for_another_to_build_on() {
             assert!(error.to_string().contains("belongs to `alice`"), "{error}");
         }
     }
-    let own = format!("FROM localhost/alice/secret:1\nLABEL b=1\n");
-    bench.build(&bench.request("alice", "own", &own)).await.unwrap();
+    let own = "FROM localhost/alice/secret:1\nLABEL b=1\n";
+    bench.build(&bench.request("alice", "own", own)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

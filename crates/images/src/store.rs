@@ -1,10 +1,5 @@
 //! The store: opening it, asking it, and the one mount of each image.
 
-#![expect(
-    clippy::unused_async,
-    reason = "callers wait already, so that a store which has to ask elsewhere changes no caller"
-)]
-
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
