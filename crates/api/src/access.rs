@@ -18,7 +18,8 @@ use crate::{Host, Shared};
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everybody, without credentials. Nothing but the front page.
+    /// Everybody, without credentials. Nothing but the front page and the
+    /// certificate that seals.
     Anyone,
     /// Everybody with credentials; the handler shows each what is theirs.
     Known,

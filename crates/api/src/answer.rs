@@ -50,6 +50,10 @@ impl Failure {
         self
     }
 
+    pub(crate) const fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// Puts what was attempted before the reason.
     pub(crate) fn because(mut self, attempted: &str) -> Self {
         self.reason = format!("{attempted}: {}", self.reason);

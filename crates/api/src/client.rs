@@ -7,6 +7,7 @@ mod calls;
 mod connection;
 mod disk;
 mod engine;
+mod keys;
 mod schedules;
 
 use std::fmt::Write as _;
@@ -28,6 +29,7 @@ use connection::Connection;
 
 pub use calls::CallOptions;
 pub use connection::{ClientError, Credentials, ParseServerAddressError, SendBody, ServerAddress};
+pub use keys::fetch_certificate;
 
 /// The longest an ordinary call may take to its answer's head.
 const CALL_TIME: Duration = Duration::from_mins(1);

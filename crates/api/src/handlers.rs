@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod engine;
 pub(crate) mod functions;
 pub(crate) mod git;
+pub(crate) mod keys;
 pub(crate) mod pushes;
 pub(crate) mod schedules;
 pub(crate) mod secrets;

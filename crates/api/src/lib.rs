@@ -24,8 +24,11 @@ use updraft_engine::{Engine, Version};
 use updraft_pipeline::{GitSink, Housekeeper, Pipeline, UrlOf};
 use updraft_queue::{Queue, Schedules};
 use updraft_scaler::Scaler;
+use updraft_seal::KeyRing;
 use updraft_source::git::{ContentLimits, GitServer, PushSink};
 use updraft_store::Store;
+
+use handlers::keys::RateLimit;
 
 pub use access::Access;
 pub use route::{Route, routes};
@@ -54,6 +57,8 @@ pub struct ApiParts {
     pub schedules: Arc<Schedules>,
     /// Knows how functions are scaled.
     pub scaler: Arc<Scaler>,
+    /// The keys of sealed secrets.
+    pub keys: Arc<KeyRing>,
     /// The pipeline's work folder, where uploads are unpacked.
     pub work: PathBuf,
     /// Most bytes of an upload, as sent.
@@ -88,6 +93,8 @@ struct Host {
     sink: Arc<dyn PushSink>,
     /// One permit an upload that is being received.
     uploads: Arc<Semaphore>,
+    /// How often a caller may ask about sealed secrets.
+    rate_limit: RateLimit,
 }
 
 impl Deref for Host {
@@ -100,12 +107,13 @@ impl Deref for Host {
 
 type Shared = Arc<Host>;
 
-/// The system host as a router: `/api/v1/*`, `/git/*` and a front page.
+/// The system host as a router: `/api/v1/*`, `/v1/*` of sealed secrets, `/git/*` and a front page.
 pub fn router(parts: ApiParts) -> Router {
     let sink = Arc::new(GitSink::new(Arc::clone(&parts.pipeline)));
     route::assemble(&Arc::new(Host {
         parts,
         sink,
         uploads: Arc::new(Semaphore::new(UPLOADS_AT_ONCE)),
+        rate_limit: RateLimit::default(),
     }))
 }

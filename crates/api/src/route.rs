@@ -12,7 +12,7 @@ use crate::Shared;
 use crate::access::{Access, guard};
 use crate::answer::Failure;
 use crate::handlers::{
-    builds, calls, changes, disk, engine, functions, git, pushes, schedules, secrets, server,
+    builds, calls, changes, disk, engine, functions, git, keys, pushes, schedules, secrets, server,
     tokens, upload,
 };
 
@@ -122,6 +122,9 @@ fn table() -> Vec<Entry> {
         entry(GET, "/api/v1/tokens", Admin, tokens::list),
         entry(POST, "/api/v1/tokens", Admin, tokens::create),
         entry(DELETE, "/api/v1/tokens/{token}", Admin, tokens::revoke),
+        entry(GET, "/v1/cert.pem", Anyone, keys::certificate),
+        entry(POST, "/v1/verify", Known, keys::verify),
+        entry(POST, "/v1/rotate", Known, keys::rotate),
         entry(GET, "/git/{owner}/{repository}/{*path}", Git, git::serve),
         entry(POST, "/git/{owner}/{repository}/{*path}", Git, git::serve),
     ]

@@ -18,6 +18,8 @@ mod functions;
 mod git;
 #[path = "api/harness.rs"]
 mod harness;
+#[path = "api/keys.rs"]
+mod keys;
 #[path = "api/pushes.rs"]
 mod pushes;
 #[path = "api/schedules.rs"]

@@ -133,7 +133,8 @@ impl<'a> Place<'a> {
                     path.strip_prefix(prefix)
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
                 };
-                if site == Site::Loopback && (below("/git") || below("/api/v1")) {
+                // `/v1` is where tools ask for the certificate of sealed secrets.
+                if below("/v1") || site == Site::Loopback && (below("/git") || below("/api/v1")) {
                     Self::System
                 } else {
                     Self::Gateway
@@ -218,6 +219,8 @@ mod tests {
             assert_eq!(Place::of(site, "/function/"), Place::Gateway);
             assert_eq!(Place::of(site, "/function"), Place::Gateway);
             assert_eq!(Place::of(site, "/system/functions"), Place::Gateway);
+            assert_eq!(Place::of(site, "/v1/cert.pem"), Place::System);
+            assert_eq!(Place::of(site, "/v10"), Place::Gateway);
         }
         assert_eq!(Place::of(Site::Loopback, "/git/a/b.git/info/refs"), Place::System);
         assert_eq!(Place::of(Site::Loopback, "/api/v1"), Place::System);

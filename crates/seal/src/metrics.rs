@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// Namespaces with numbers of their own; strangers write the names.
@@ -16,11 +18,13 @@ const NAMESPACES_MAX: usize = 50;
 const SECRETS_MAX: usize = 10_000;
 
 /// What is counted about opening.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct SealMetrics {
     requests: Counter,
     errors: Family<ErrorLabels, Counter>,
     conditions: Family<ConditionLabels, Gauge>,
+    http_requests: Family<HttpLabels, Counter>,
+    http_times: Family<HttpTimeLabels, Histogram, fn() -> Histogram>,
     namespaces: Arc<Mutex<BTreeSet<String>>>,
     secrets: Arc<Mutex<BTreeSet<(String, String)>>>,
 }
@@ -37,6 +41,19 @@ struct ConditionLabels {
     name: String,
     condition: &'static str,
     ss_app_kubernetes_io_instance: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpLabels {
+    path: &'static str,
+    code: u32,
+    method: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpTimeLabels {
+    path: &'static str,
+    method: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -71,6 +88,22 @@ impl ErrorReason {
     }
 }
 
+impl Default for SealMetrics {
+    fn default() -> Self {
+        Self {
+            requests: Counter::default(),
+            errors: Family::default(),
+            conditions: Family::default(),
+            http_requests: Family::default(),
+            http_times: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.001, 2.0, 14))
+            }),
+            namespaces: Arc::default(),
+            secrets: Arc::default(),
+        }
+    }
+}
+
 impl SealMetrics {
     pub(crate) fn register(&self, registry: &mut Registry, revision: &str) {
         let registry = registry.sub_registry_with_prefix("sealed_secrets_controller");
@@ -83,6 +116,10 @@ impl SealMetrics {
         registry.register("unseal_errors", "Sealed secrets that did not become secrets", errors);
         let conditions = self.conditions.clone();
         registry.register("condition_info", "1 in force, -1 failed, 0 not known", conditions);
+        let requests = self.http_requests.clone();
+        registry.register("http_requests", "Requests about keys and sealed secrets", requests);
+        let times = self.http_times.clone();
+        registry.register("http_request_duration_seconds", "How long they took", times);
     }
 
     /// Counts one opening.
@@ -91,6 +128,12 @@ impl SealMetrics {
         if !opened {
             self.error(ErrorReason::Unseal, namespace);
         }
+    }
+
+    /// Counts one answered request about keys or sealed secrets.
+    pub fn request(&self, path: &'static str, method: &'static str, code: u16, time: Duration) {
+        self.http_requests.get_or_create(&HttpLabels { path, code: code.into(), method }).inc();
+        self.http_times.get_or_create(&HttpTimeLabels { path, method }).observe(time.as_secs_f64());
     }
 
     /// Counts a sealed secret that did not become a secret for another reason than its keys.

@@ -1,9 +1,13 @@
 //! The command line as it is typed: names, help and examples. What the words mean is in `command`.
 
+mod seal;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+
+pub(crate) use seal::{Keys, Seal};
 
 /// Where the data lies unless a flag, the environment or a configuration file says otherwise.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/updraft";
@@ -82,6 +86,11 @@ pub(crate) enum Command {
     /// Secrets of an owner: values never come back
     #[command(subcommand)]
     Secrets(Secrets),
+    /// Seal secrets so that they can be committed: offline, with the certificate alone
+    Seal(Box<Seal>),
+    /// Keys of sealed secrets: renew, retire, back up, restore
+    #[command(subcommand)]
+    Keys(Keys),
     /// Tokens that let an owner push and look
     #[command(subcommand)]
     Token(Token),

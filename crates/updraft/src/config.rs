@@ -2,6 +2,7 @@
 //! of rising precedence. Checked whole at start; an unknown key is an error with a suggestion.
 
 mod images;
+mod keys;
 mod nats;
 mod queue;
 
@@ -21,6 +22,7 @@ use updraft_scaler::ScalerOptions;
 use crate::cli::Up;
 
 pub(crate) use images::ImagesConfig;
+pub(crate) use keys::KeysConfig;
 pub(crate) use nats::{NatsConfig, QueueBackend};
 pub(crate) use queue::QueueConfig;
 
@@ -40,6 +42,7 @@ pub(crate) struct Config {
     pub(crate) metrics: MetricsConfig,
     pub(crate) queue: QueueConfig,
     pub(crate) images: ImagesConfig,
+    pub(crate) keys: KeysConfig,
 }
 
 /// `[build]`: what one build may use.
@@ -270,6 +273,7 @@ struct ConfigFile {
     metrics: MetricsConfig,
     queue: QueueConfig,
     images: ImagesConfig,
+    keys: KeysConfig,
 }
 
 impl Config {
@@ -292,6 +296,7 @@ impl Config {
             metrics: file.metrics,
             queue: file.queue,
             images: file.images,
+            keys: file.keys,
         };
         config.check()?;
         Ok(config)
@@ -335,6 +340,7 @@ impl Config {
             }
         }
         self.images.check()?;
+        self.keys.check()?;
         self.queue.check()
     }
 }
@@ -449,6 +455,7 @@ mod tests {
             metrics: MetricsConfig::default(),
             queue: QueueConfig::default(),
             images: ImagesConfig::default(),
+            keys: KeysConfig::default(),
         };
         config.check().map_err(|error| error.to_string())
     }

@@ -10,6 +10,7 @@ mod connection;
 mod data_dir;
 mod doctor;
 mod example;
+mod key_ring;
 mod output;
 mod shutdown;
 mod up;
@@ -75,6 +76,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Remove(function) => command::remove::run(&client()?, function, output).await,
         Command::Secrets(secrets) => command::secrets::run(&client()?, secrets, output).await,
+        Command::Seal(seal) => command::seal::run(&global, *seal, output).await,
+        Command::Keys(keys) => {
+            command::keys::run(&DataDir::create(&global.data_dir)?, keys, output)
+        }
         Command::Schedules(schedules) => {
             command::schedules::run(&client()?, schedules, output).await
         }

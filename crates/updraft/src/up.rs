@@ -32,7 +32,6 @@ use updraft_queue::{
 };
 use updraft_queue_nats::NatsCallStore;
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
-use updraft_seal::{KeyRing, KeyRingOptions};
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
@@ -43,6 +42,7 @@ use crate::cli::{Global, Up};
 use crate::command::{self, images};
 use crate::config::{Config, QueueBackend};
 use crate::data_dir::{DataDir, ServerRecord};
+use crate::key_ring;
 use crate::output::Output;
 use crate::shutdown::{Reason, Signals};
 use crate::{COMMIT, RELEASE, WATCHDOG, doctor, example};
@@ -170,6 +170,8 @@ struct Cloud {
     housekeeper: Arc<Housekeeper>,
     queue: Arc<Queue>,
     schedules: Arc<Schedules>,
+    /// Renews the keys of sealed secrets.
+    renewal: JoinHandle<()>,
     scaler: Arc<Scaler>,
     metrics: Arc<Registry>,
     git: GitServer,
@@ -191,7 +193,7 @@ impl Cloud {
         let version = Version { release: RELEASE.to_owned(), sha: COMMIT.to_owned() };
         let store = Store::open(&data_dir.database(), &data_dir.blobs())?;
         let access = Access::open(store.clone(), &data_dir.admin_password())?;
-        let keys = sealing_keys(data_dir).await?;
+        let keys = key_ring::open(data_dir, config.keys.options(data_dir.machine_key())?).await?;
         let images = images::open_with(data_dir, &config.images).await?;
         let engine_options = engine_options(data_dir, Some(config));
         let engine = LocalEngine::open(engine_options, Arc::new(images.clone())).await?;
@@ -277,6 +279,7 @@ impl Cloud {
         scaler.register_metrics(&mut metrics);
         queue.register_metrics(&mut metrics);
         engine.register_metrics(&mut metrics);
+        keys.register_metrics(&mut metrics, RELEASE);
         requests.register(&mut metrics);
         housekeeper.register_metrics(&mut metrics);
         let metrics = Arc::new(metrics);
@@ -296,6 +299,7 @@ impl Cloud {
         });
         let system = updraft_api::router(ApiParts {
             store,
+            keys: Arc::clone(&keys),
             pipeline: Arc::clone(&pipeline),
             housekeeper: Some(Arc::clone(&housekeeper)),
             engine: shared_engine,
@@ -319,6 +323,7 @@ impl Cloud {
             root: config.root.clone(),
             limits: EdgeLimits::usual(),
         });
+        let renewal = key_ring::keep_renewed(keys);
         Ok(Self {
             edge,
             engine,
@@ -326,6 +331,7 @@ impl Cloud {
             housekeeper,
             queue,
             schedules,
+            renewal,
             scaler,
             metrics,
             git,
@@ -364,6 +370,7 @@ impl Cloud {
         if !self.git.drain(DRAIN_LIMIT).await {
             tracing::warn!("pushes were still under way; the next start goes on with them");
         }
+        self.renewal.abort();
         self.schedules.shutdown().await;
         self.queue.shutdown().await;
         self.pipeline.shutdown().await;
@@ -376,14 +383,6 @@ impl Cloud {
         }
         Ok(())
     }
-}
-
-/// Opens the keys of sealed secrets; the first key is made when there is none.
-async fn sealing_keys(data_dir: &DataDir) -> Result<Arc<KeyRing>> {
-    let (folder, machine_key) = (data_dir.sealing_keys(), data_dir.machine_key());
-    let open = move || KeyRing::open(&folder, KeyRingOptions::usual(machine_key));
-    let ring = tokio::task::spawn_blocking(open).await.context("a key could not be made")?;
-    Ok(Arc::new(ring.context("the keys of sealed secrets cannot be used")?))
 }
 
 /// The engine's options; the limits of functions are the configuration's, where there is one.

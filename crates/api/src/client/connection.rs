@@ -220,7 +220,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+    pub(super) fn broken(
+        &self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> ClientError {
         ClientError::Broken { server: self.server.clone(), source: source.into() }
     }
 

@@ -20,7 +20,10 @@ use updraft_queue::{
     SqliteCallStore,
 };
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
-use updraft_seal::{Hints, Limits, OpenedSecret, SealedSecret, UnsealError, unseal_with_keys};
+use updraft_seal::{
+    Hints, KeyRing, KeyRingOptions, Limits, OpenedSecret, SealedSecret, UnsealError,
+    unseal_with_keys,
+};
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
 
@@ -61,6 +64,7 @@ impl Builder for NoBuilder {
 }
 
 pub(crate) struct Host {
+    pub(crate) keys: Arc<KeyRing>,
     pub(crate) folder: TempDir,
     pub(crate) store: Store,
     pub(crate) engine: Arc<MemoryEngine>,
@@ -119,8 +123,11 @@ impl Host {
             backlog: Arc::new(|_| 0),
             options: ScalerOptions::default(),
         });
+        let keys = KeyRingOptions { key_bits: 2048, ..KeyRingOptions::usual(path("machine-key")) };
+        let keys = Arc::new(KeyRing::open(&path("keys"), keys).unwrap());
         let router = router(ApiParts {
             housekeeper: None,
+            keys: Arc::clone(&keys),
             queue,
             schedules,
             scaler,
@@ -140,7 +147,7 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(axum::serve(listener, router.clone()).into_future());
-        Self { folder, store, engine, calls, router, address, alice_token, bob_token }
+        Self { keys, folder, store, engine, calls, router, address, alice_token, bob_token }
     }
 
     pub(crate) fn client(&self, secret: &str) -> Client {
