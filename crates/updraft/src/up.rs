@@ -32,6 +32,7 @@ use updraft_queue::{
 };
 use updraft_queue_nats::NatsCallStore;
 use updraft_scaler::{Scaler, ScalerOptions, ScalerParts};
+use updraft_seal::KeyRing;
 use updraft_source::context::ContextLimits;
 use updraft_source::git::{ContentLimits, GitServer, GitServerOptions};
 use updraft_source::template::Templates;
@@ -226,7 +227,7 @@ impl Cloud {
             engine: Arc::clone(&shared_engine),
             builder,
             templates,
-            unsealer: keys,
+            unsealer: Arc::<KeyRing>::clone(&keys),
             repositories: data_dir.repositories(),
             work: data_dir.work(),
             options: PipelineOptions {
