@@ -17,7 +17,7 @@ lint: ## Format check, clippy with warnings as errors, repository rules
 bench: ## Measure the budgets side by side with a peer and print them as a table
 	@cargo xtask bench $(ARGS)
 
-fuzz: ## Throw random bytes at what strangers send (TARGET=host_and_path|place|query|alert, SECONDS=60)
+fuzz: ## Throw random bytes at what strangers send (TARGET=host_and_path|place|query|sealed|alert, SECONDS=60)
 	@cargo xtask fuzz $(or $(TARGET),host_and_path) $(or $(SECONDS),60)
 
 clean: ## Remove what the build and the tests left
