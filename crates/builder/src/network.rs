@@ -16,6 +16,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
@@ -93,16 +94,20 @@ pub(crate) struct Network {
     /// Begins the names of devices; 8 characters.
     device_prefix: String,
     table: String,
+    /// Whether there is a firewall table to take away.
+    is_installed: AtomicBool,
 }
 
 impl Network {
     /// `hash` is of the store, 4 or more hexadecimal digits.
     pub(crate) fn new(egress: Egress, hash: &str) -> Self {
-        let hash = &hash[..hash.len().min(4)];
+        let first = |digits: usize| &hash[..hash.len().min(digits)];
         Self {
             egress,
-            device_prefix: format!("upb{hash}v"),
-            table: format!("updraft_build_{hash}"),
+            // Names of devices have room for no more.
+            device_prefix: format!("upb{}v", first(4)),
+            table: format!("updraft_build_{}", first(8)),
+            is_installed: AtomicBool::new(false),
         }
     }
 
@@ -122,6 +127,7 @@ impl Network {
             .collect();
         let ruleset = ruleset(&self.table, &self.device_prefix, &self.egress, &servers);
         apply(ruleset).await?;
+        self.is_installed.store(true, Ordering::Relaxed);
         let forward = "/proc/sys/net/ipv4/ip_forward";
         let is_on = fs::read_to_string(forward).is_ok_and(|text| text.trim() == "1");
         if !is_on {
@@ -167,6 +173,21 @@ impl Network {
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(here).build();
         inner.route().add(route).execute().await.map_err(failed("give a build its route"))?;
         Ok(namespace)
+    }
+}
+
+impl Drop for Network {
+    /// Takes the firewall table away with the last builder of a store; no build runs any more.
+    fn drop(&mut self) {
+        if !self.is_installed.load(Ordering::Relaxed) {
+            return;
+        }
+        let ruleset = json!({ "nftables": without(&self.table) }).to_string();
+        let arguments = nftables::helper::DEFAULT_ARGS.iter().copied();
+        let program = nftables::helper::DEFAULT_NFT;
+        if let Err(error) = nftables::helper::apply_ruleset_raw(&ruleset, program, arguments) {
+            tracing::debug!(%error, "the firewall table of builds stays");
+        }
     }
 }
 
