@@ -30,6 +30,7 @@ async fn run(listen: SocketAddr, upstream: SocketAddr) {
         gateway: axum::Router::new(),
         system: axum::Router::new(),
         root: Root::new("example.test").unwrap(),
+        inside: None,
         limits: EdgeLimits::usual(),
     });
     let listener = TcpListener::bind(listen).await.unwrap();

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -52,8 +52,26 @@ pub struct EdgeParts {
     pub system: axum::Router,
     /// The domain below which owners have their hosts.
     pub root: Root,
+    /// The door for functions, if there is one.
+    pub inside: Option<Inside>,
     /// What strangers may use up.
     pub limits: EdgeLimits,
+}
+
+/// The door through which functions come in: it leads to the gateway and nowhere else, whatever
+/// host a request names. A function is no administrator because it runs on the same machine.
+#[derive(Clone)]
+pub struct Inside {
+    /// The address of this machine that only functions connect to.
+    pub address: IpAddr,
+    /// The OpenFaaS API as functions see it; checks credentials itself.
+    pub gateway: axum::Router,
+}
+
+impl fmt::Debug for Inside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inside").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for EdgeParts {
@@ -213,6 +231,9 @@ impl Edge {
         let limits = &self.parts.limits;
         let activity = &entry.activity;
         let caller = Caller::new(peer, Scheme::Http);
+        let is_inside = self.parts.inside.as_ref().is_some_and(|inside| {
+            stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == inside.address)
+        });
         let stream = WatchedStream::new(stream, Arc::clone(activity));
         let tick = Patience::tick(limits.head);
         let mut patience = Patience::new(Arc::clone(activity), limits);
@@ -225,7 +246,8 @@ impl Edge {
             }
             let (edge, caller) = (Arc::clone(&self), caller.clone());
             async move {
-                let response = edge.answer(request, &caller, peer).await;
+                let inside = edge.parts.inside.as_ref().filter(|_| is_inside);
+                let response = edge.answer(request, &caller, peer, inside).await;
                 Ok::<_, Infallible>(response.map(|body| body.keeping(busy)))
             }
         });
@@ -288,14 +310,16 @@ impl Edge {
         request: Request<Incoming>,
         caller: &Caller,
         peer: SocketAddr,
+        inside: Option<&Inside>,
     ) -> Response<EdgeBody> {
-        AssertUnwindSafe(self.route(request, caller, peer)).catch_unwind().await.unwrap_or_else(
-            |_| {
+        AssertUnwindSafe(self.route(request, caller, peer, inside))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| {
                 tracing::error!("a request ended in a panic; this is a defect of Updraft");
                 let reason = "this request met a defect of the platform";
                 refuse(StatusCode::INTERNAL_SERVER_ERROR, reason, &HeaderMap::new())
-            },
-        )
+            })
     }
 
     async fn route(
@@ -303,6 +327,7 @@ impl Edge {
         request: Request<Incoming>,
         caller: &Caller,
         peer: SocketAddr,
+        inside: Option<&Inside>,
     ) -> Response<EdgeBody> {
         let invoker = &self.parts.invoker;
         let function: Result<Arc<Function>, Failure>;
@@ -319,7 +344,9 @@ impl Edge {
                 Err(HostError::Missing) if request.version() < Version::HTTP_11 => None,
                 Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string(), headers),
             };
-            let site = host.as_ref().map_or(Site::Unknown, |host| Site::of(host, &self.parts.root));
+            let named =
+                host.as_ref().map_or(Site::Unknown, |host| Site::of(host, &self.parts.root));
+            let site = if inside.is_some() { Site::Gateway } else { named };
             let path = uri.path();
             let place = Place::of(site, path);
             match place {
@@ -355,7 +382,8 @@ impl Edge {
                     return refuse(StatusCode::NOT_FOUND, reason, headers);
                 }
                 Place::Gateway => {
-                    return self.relay(&self.parts.gateway, request, peer).await;
+                    let gateway = inside.map_or(&self.parts.gateway, |inside| &inside.gateway);
+                    return self.relay(gateway, request, peer).await;
                 }
                 Place::System => {
                     return self.relay(&self.parts.system, request, peer).await;

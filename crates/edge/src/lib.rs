@@ -13,6 +13,6 @@ mod hurried;
 mod lanes;
 mod route;
 
-pub use door::{Edge, EdgeLimits, EdgeParts};
+pub use door::{Edge, EdgeLimits, EdgeParts, Inside};
 pub use host::{Host, HostError};
 pub use route::{Place, Root, RootError, Site};

@@ -134,6 +134,17 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
             }
             Err(error) => (400, error.to_string().into_bytes()),
         },
+        ("attack", words) => {
+            // An image of the hostile battery has an interpreter and a script.
+            let words = words.split("//").map(|word| word.replace("%20", " "));
+            let attack = process::Command::new("/usr/bin/perl")
+                .arg("/attacks.pl")
+                .args(words)
+                .env("machine", env::consts::ARCH)
+                .stderr(process::Stdio::inherit())
+                .output();
+            done(attack.map(|output| output.stdout))
+        }
         ("threads", _) => {
             let started = (0..number()).take_while(|_| {
                 let sleeper = thread::Builder::new().stack_size(64 * 1024);

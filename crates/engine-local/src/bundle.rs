@@ -59,6 +59,8 @@ pub(crate) struct Limits {
     pub(crate) cpu_millis: Option<u64>,
     pub(crate) processes: u32,
     pub(crate) tmp_bytes: u64,
+    /// Longest file: what bounds the log even while nobody rotates it.
+    pub(crate) file_bytes: u64,
 }
 
 /// The words of the command line: entry point, then command.
@@ -96,10 +98,14 @@ pub(crate) fn environment(
     env
 }
 
-/// `/etc/hosts` of a replica.
-pub(crate) fn hosts(hostname: &str, address: Ipv4Addr) -> String {
+/// The names under which functions of OpenFaaS know the gateway.
+const GATEWAY_NAMES: &str = "gateway.openfaas gateway gateway.openfaas.svc.cluster.local";
+
+/// `/etc/hosts` of a replica; `gateway` is the address of the gateway's door, if it may use it.
+pub(crate) fn hosts(hostname: &str, address: Ipv4Addr, gateway: Option<Ipv4Addr>) -> String {
+    let door = gateway.map(|gateway| format!("{gateway}\t{GATEWAY_NAMES}\n")).unwrap_or_default();
     format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n"
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n{door}"
     )
 }
 
@@ -124,6 +130,7 @@ impl Bundle<'_> {
     pub(crate) fn config(&self) -> Value {
         let env: Vec<_> = self.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let open_files = open_files();
+        let file_bytes = self.limits.file_bytes;
         let cwd = if self.working_dir.starts_with('/') { self.working_dir } else { "/" };
         let mapping = json!({ "containerID": 0, "hostID": self.users.first, "size": USERS });
         json!({
@@ -147,6 +154,7 @@ impl Bundle<'_> {
                 "rlimits": [
                     { "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files },
                     { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+                    { "type": "RLIMIT_FSIZE", "soft": file_bytes, "hard": file_bytes },
                 ],
             },
             "root": { "path": self.root, "readonly": self.read_only_root },
@@ -321,6 +329,7 @@ mod tests {
                 cpu_millis: Some(250),
                 processes: 5,
                 tmp_bytes: 7,
+                file_bytes: 9,
             },
             binds: vec![],
         };

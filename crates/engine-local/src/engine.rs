@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,7 +32,7 @@ use crate::launch;
 use crate::logs;
 use crate::metrics::{self, EngineMetrics};
 use crate::namespaces::Namespaces;
-use crate::network::Network;
+use crate::network::{Neighbour, Network, name_servers};
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::private_mounts::{STAGE, make_stage};
 use crate::record::{Durability, FunctionRecord, RecordStore};
@@ -78,6 +78,18 @@ pub struct EngineReport {
     pub degraded: Vec<String>,
 }
 
+/// What the network has to know of a replica that goes on. What its tenant may reach is what the
+/// options say now.
+fn neighbour(options: &LocalEngineOptions, adopted: &Adopted) -> Neighbour {
+    let record = &adopted.record;
+    let policies = match &record.tenant {
+        Some(tenant) => options.egress.policies(tenant, record.egress.clone()),
+        None => vec![options.egress.of_all.clone()],
+    };
+    let hosts = options.replica_folder().join(adopted.id.as_str()).join("hosts");
+    Neighbour { address: record.address, device: record.device.clone(), policies, hosts }
+}
+
 impl LocalEngine {
     /// Opens the engine: adopts what runs, and starts what is desired and does not run.
     ///
@@ -101,12 +113,12 @@ impl LocalEngine {
         exit::become_reaper().map_err(OpenError::file("become the reaper of", this))?;
         let boot = exit::boot_id().map_err(OpenError::file("read the boot id below", this))?;
         let (runtime, mut degraded) = Runtime::detect(&options).await?;
+        let gvisor = Runtime::gvisor(&options, &runtime.cgroups).await;
         let records = RecordStore::new(options.record_folder());
         let mut stored = records.load()?;
         let (secrets, migrated) = SecretStore::open(&options)?;
         renew_digests(&records, &secrets, &migrated, &mut stored)?;
         let (mut adopted, left) = take_stock(&options, &boot, &stored)?;
-        let in_use: Vec<Ipv4Addr> = adopted.iter().map(|adopted| adopted.record.address).collect();
         let tenants_of = |record: &FunctionRecord| {
             let revisions = [Some(&record.serving), record.candidate.as_ref()];
             revisions.into_iter().flatten().map(|one| one.spec.tenant()).collect::<Vec<_>>()
@@ -123,7 +135,14 @@ impl LocalEngine {
                 false
             }
         };
-        let (network, network_degraded) = Network::open(&options, &in_use).await?;
+        let neighbours = adopted.iter().map(|adopted| neighbour(&options, adopted)).collect();
+        let resolver_text = resolver_file();
+        let resolvers = name_servers(&resolver_text).filter_map(|server| match server {
+            IpAddr::V4(server) => Some(server),
+            IpAddr::V6(_) => None,
+        });
+        let (network, network_degraded) =
+            Network::open(&options, neighbours, resolvers.collect()).await?;
         degraded.extend(network_degraded);
         // The trial container has left the instance's own group, as replicas will.
         let can_freeze = runtime.cgroups.can_freeze(&options.cgroup());
@@ -143,8 +162,10 @@ impl LocalEngine {
             degraded,
         };
         let resolver = options.run.join("resolv.conf");
-        bundle::write_shown(&resolver, &resolver_file())
+        bundle::write_shown(&resolver, &resolver_text)
             .map_err(OpenError::file("write", &resolver))?;
+        let no_resolver = options.run.join("no-resolv.conf");
+        bundle::write_shown(&no_resolver, "").map_err(OpenError::file("write", &no_resolver))?;
         let namespaces = Namespaces::open(options.state.join("namespaces.json"))?;
         let shared = Arc::new(Shared {
             secrets,
@@ -152,6 +173,7 @@ impl LocalEngine {
             options,
             images,
             runtime,
+            gvisor,
             can_freeze,
             can_reclaim,
             can_measure,
@@ -159,6 +181,7 @@ impl LocalEngine {
             tenants,
             can_shift,
             resolver,
+            no_resolver,
             launches: Semaphore::new(LAUNCHES),
             boot,
             closing: CancellationToken::new(),
@@ -208,6 +231,12 @@ impl LocalEngine {
     /// Adds the engine's own numbers to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         metrics::register(registry, &self.shared, &self.functions);
+    }
+
+    /// The host's address among its replicas: the one address of it that they may reach, on
+    /// [`LocalEngineOptions::gateway_port`].
+    pub fn gateway_address(&self) -> Ipv4Addr {
+        self.shared.network.subnet().gateway()
     }
 
     /// What was found on this machine.
@@ -331,6 +360,7 @@ impl Engine for LocalEngine {
         spec.check()?;
         let id = spec.id.clone();
         self.namespaces.check(&id.namespace)?;
+        self.shared.runtime_of(&spec).map_err(EngineError::Invalid)?;
         let (secrets, missing) = self.shared.secrets.digests(&id.namespace, &spec.secrets);
         if !missing.is_empty() {
             return Err(EngineError::MissingSecrets { namespace: id.namespace, names: missing });

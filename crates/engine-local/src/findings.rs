@@ -55,10 +55,27 @@ pub(crate) fn status(
         // Not degraded: most machines are meant to run without swap.
         Fact::good("memory of frozen replicas", "stays in memory, there is no swap for it")
     });
+    facts.push(match &shared.gvisor {
+        Ok(runtime) => Fact::good("gVisor", runtime.version.clone()),
+        Err(reason) => Fact::good("gVisor", format!("none, `runsc`: {reason}")),
+    });
+    facts.push(if shared.can_shift {
+        Fact::good("users", "each tenant its own; image files shown as theirs by idmapped mounts")
+    } else {
+        Fact::degraded(
+            "users",
+            "each tenant its own; image files belong to nobody",
+            "functions cannot read files that their images keep from other users; Linux 5.19 and later can show them",
+        )
+    });
     facts.push(Fact::good("network", format!("replicas have addresses in {}", report.subnet)));
     facts.push(replicas(shared, report, table));
     // What the parts above have said already is not said twice.
-    let told = |reason: &&String| !reason.contains("freezer") && !reason.contains("usage is not");
+    let told = |reason: &&String| {
+        !reason.contains("freezer")
+            && !reason.contains("usage is not")
+            && !reason.contains("keep from other users")
+    };
     let others = report.degraded.iter().filter(told);
     facts.extend(others.map(|reason| Fact::degraded("degraded", reason.clone(), reason.clone())));
     EngineStatus { facts }

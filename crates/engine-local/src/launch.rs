@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use updraft_engine::{ReplicaId, Revision};
-use updraft_model::FunctionSpec;
+use updraft_model::{EgressPolicy, EgressTarget, FunctionSpec};
 
 use crate::bundle::{self, Bundle, Limits, SECRETS};
 use crate::exit::{Exit, Process, start_time};
 use crate::image::PreparedImage;
 use crate::logs;
+use crate::network::Slot;
 use crate::options::LocalEngineOptions;
 use crate::phases::Phases;
 use crate::record::ReplicaRecord;
@@ -42,10 +43,14 @@ pub(crate) async fn launch(
     image: &PreparedImage,
 ) -> Result<Launched, String> {
     let begin = Instant::now();
-    let slot = shared.network.take().await?;
+    let runtime = shared.runtime_of(spec)?;
+    let egress = spec.egress().map_err(|error| error.to_string())?;
+    let policies = shared.options.egress.policies(&spec.tenant(), egress.clone());
+    let slot = shared.network.take(&policies).await?;
     let address = slot.address;
     let networked = begin.elapsed();
-    let mut launched = start(shared, replica, spec, revision, image, &slot).await;
+    let place = Place { slot, policies, egress, runtime };
+    let mut launched = start(shared, replica, spec, revision, image, &place).await;
     if let Ok(launched) = &mut launched {
         launched.phases.network = networked;
     } else {
@@ -55,15 +60,25 @@ pub(crate) async fn launch(
     launched
 }
 
+/// Where a replica lives, and why there.
+struct Place<'a> {
+    slot: Slot,
+    policies: Vec<EgressPolicy>,
+    /// What the function itself says of it.
+    egress: Option<EgressPolicy>,
+    runtime: &'a Runtime,
+}
+
 async fn start(
     shared: &Shared,
     replica: &ReplicaId,
     spec: &FunctionSpec,
     revision: Revision,
     image: &PreparedImage,
-    slot: &crate::network::Slot,
+    place: &Place<'_>,
 ) -> Result<Launched, String> {
     let begin = Instant::now();
+    let Place { slot, policies, egress, runtime } = place;
     let options = &shared.options;
     let failed =
         |doing: &'static str| move |error: std::io::Error| format!("cannot {doing}: {error}");
@@ -76,14 +91,22 @@ async fn start(
     let mut record =
         ReplicaRecord::new(&shared.boot, spec.id.clone(), revision, slot.address, owner);
     record.tenant = Some(tenant);
+    record.device = Some(slot.device.clone());
+    record.egress = egress.clone();
     // Noted before it exists: a crash in between leaves something that can be found.
     record.save(&folder).map_err(failed("note the replica"))?;
 
     let hostname = spec.id.name.as_str();
+    let all = |target| policies.iter().all(|policy| policy.allows(&target));
+    let gateway = options.gateway_port.filter(|_| all(EgressTarget::Gateway));
+    let gateway = gateway.map(|_| shared.network.subnet().gateway());
     let hosts = folder.join("hosts");
-    bundle::write_shown(&hosts, &bundle::hosts(hostname, slot.address))
-        .map_err(failed("write its hosts file"))?;
-    let mut binds = vec![(hosts, "/etc/hosts"), (shared.resolver.clone(), "/etc/resolv.conf")];
+    let names = shared.network.hosts(&hosts, policies);
+    let text = bundle::hosts(hostname, slot.address, gateway) + &names;
+    bundle::write_shown(&hosts, &text).map_err(failed("write its hosts file"))?;
+    // Who may not ask name servers is not told of any: looking a name up then fails at once.
+    let resolver = if all(EgressTarget::Public) { &shared.resolver } else { &shared.no_resolver };
+    let mut binds = vec![(hosts, "/etc/hosts"), (resolver.clone(), "/etc/resolv.conf")];
     if !spec.secrets.is_empty() {
         let secrets =
             shared.secrets.hand_out(replica.as_str(), &spec.id.namespace, &spec.secrets, owner);
@@ -126,7 +149,7 @@ async fn start(
     shared.looked.begin(&logs::file(options, &spec.id, replica), options.log_limits());
     let run = Run { id: replica.as_str().to_owned(), bundle: folder.clone(), root, output };
     let mut phases = Phases { bundle: begin.elapsed(), ..Phases::default() };
-    let pid = shared.runtime.run(run, &mut phases).await.map_err(|error| error.to_string())?;
+    let pid = runtime.run(run, &mut phases).await.map_err(|error| error.to_string())?;
     let process = Process::open(pid).map_err(failed("follow its process"))?;
     record.process = start_time(pid).map(|started| (pid, started));
     record.save(&folder).map_err(failed("note the replica's process"))?;
@@ -148,8 +171,11 @@ fn owner_outside(user: &User, users: IdRange) -> Result<(u32, u32), String> {
 
 /// Removes what a replica had on the host. Its processes are killed when there are any.
 pub(crate) async fn clear(shared: &Shared, replica: &ReplicaId) {
-    if let Err(error) = shared.runtime.delete(replica.as_str()).await {
-        tracing::warn!(%replica, %error, "the runtime keeps traces of a replica");
+    // Whichever of them it ran in; one that does not know it does nothing.
+    for runtime in shared.runtimes() {
+        if let Err(error) = runtime.delete(replica.as_str()).await {
+            tracing::warn!(%replica, %error, "the runtime keeps traces of a replica");
+        }
     }
     clear_ended(shared, replica);
 }
@@ -157,7 +183,7 @@ pub(crate) async fn clear(shared: &Shared, replica: &ReplicaId) {
 /// Removes what a replica had on the host, its first process having ended and all others with
 /// it: then there is nothing that would take a call of the runtime.
 pub(crate) fn clear_ended(shared: &Shared, replica: &ReplicaId) {
-    shared.runtime.forget(replica.as_str());
+    shared.runtimes().for_each(|runtime| runtime.forget(replica.as_str()));
     // Whatever the runtime forgot, for instance because an earlier run used another one.
     let cgroups = &shared.runtime.cgroups;
     let group = cgroup_of(&shared.options, replica.as_str());
@@ -191,6 +217,7 @@ fn limits_of(options: &LocalEngineOptions, spec: &FunctionSpec, swap_limit: bool
         cpu_millis: cpu.map(updraft_model::CpuQuantity::millicores).filter(|millis| *millis > 0),
         processes: options.process_limit,
         tmp_bytes: options.tmp_bytes,
+        file_bytes: options.file_bytes(),
     }
     .or_default_memory(options.default_memory_bytes)
 }
@@ -256,6 +283,7 @@ async fn try_in(
             cpu_millis: Some(1000),
             processes: options.process_limit,
             tmp_bytes: options.tmp_bytes,
+            file_bytes: options.file_bytes(),
         },
         binds: Vec::new(),
     };

@@ -20,6 +20,7 @@ mod bundle;
 mod cgroup;
 mod controller;
 mod destroy;
+mod egress;
 mod engine;
 mod exit;
 mod findings;
@@ -47,4 +48,6 @@ mod user;
 
 pub use engine::{EngineReport, LocalEngine};
 pub use image::{ImageProcess, ImageSource, PreparedImage};
-pub use options::{LocalEngineOptions, OpenError, RuntimeChoice, UserRange};
+pub use options::{
+    EgressOptions, LocalEngineOptions, OpenError, RuntimeChoice, SandboxOptions, UserRange,
+};

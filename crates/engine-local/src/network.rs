@@ -1,72 +1,115 @@
-//! The network of one instance: a bridge, and for each replica a network namespace with one
-//! address on it.
+//! The network of one instance: for each replica a network namespace with one address, on a pair
+//! of devices that it shares with nobody.
 //!
 //! Namespaces are made ahead and held by file descriptors only: one that no replica took
 //! disappears with the process, one that a replica took disappears with the replica, and the
-//! pair of virtual devices with it. All replicas share one bridge today; a segment per tenant
-//! would be a bridge more here and nothing elsewhere.
+//! pair of devices with it. Which tenant a namespace is for need not be known when it is made:
+//! replicas share no wire, and what one may reach follows from the group of its device, which is
+//! set when it is taken. A bridge without ports holds the host's own address; replicas of
+//! Updrafts that knew no tenants still hang on it.
 
-use std::collections::VecDeque;
+mod block;
+mod forwarding;
+mod slot;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
-use nix::sched::{CloneFlags, unshare};
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
-use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    RouteMessageBuilder, new_connection,
-};
+use futures_util::future::join_all;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, new_connection};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use updraft_model::EgressPolicy;
 
-use crate::address::{AddressPool, PREFIX, Subnet, choose};
-use crate::firewall;
+use crate::address::{AddressPool, Subnet};
+use crate::egress::{AGAIN, HostLookup, Lookup, Names};
+use crate::firewall::{self, Rules};
 use crate::options::{LocalEngineOptions, OpenError};
-use crate::private_mounts::on_own_thread;
-use crate::record::write_atomically;
+pub(crate) use block::name_servers;
+pub(crate) use slot::Slot;
 
-/// The device inside a replica.
-const INNER_DEVICE: &str = "eth0";
+/// Says where the part of a replica's `/etc/hosts` begins that follows the names of its policies.
+pub(crate) const NAMES_MARK: &str = "# names that this function may reach\n";
 
-/// A network namespace that is ready for one replica.
+/// A replica of an earlier run, as far as the network goes.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    /// Keeps the namespace alive until a replica lives in it.
-    pub(crate) namespace: OwnedFd,
-    /// The replica's address.
+pub(crate) struct Neighbour {
     pub(crate) address: Ipv4Addr,
+    /// Its device; one of an Updraft that knew no tenants hangs on the bridge.
+    pub(crate) device: Option<String>,
+    pub(crate) policies: Vec<EgressPolicy>,
+    /// Its `/etc/hosts`.
+    pub(crate) hosts: PathBuf,
 }
 
-/// The instance's bridge and its spare slots.
+/// The instance's devices, its firewall and its spare slots.
 pub(crate) struct Network {
     parts: Arc<Parts>,
-    filler: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 struct Parts {
+    options: LocalEngineOptions,
     host: Handle,
-    bridge_index: u32,
     subnet: Subnet,
+    resolvers: Vec<Ipv4Addr>,
     addresses: Mutex<AddressPool>,
     spare: Mutex<VecDeque<Slot>>,
-    wanted_spare: usize,
     taken: Notify,
+    segments: Mutex<Segments>,
+    /// Held while the firewall is written, so that an older table never follows a newer one.
+    writing: tokio::sync::Mutex<()>,
+}
+
+/// Who may reach what.
+#[derive(Debug)]
+struct Segments {
+    /// Groups of devices, with the policies of each. The first is that of devices nobody took.
+    all: Vec<(u32, Vec<EgressPolicy>)>,
+    /// The number of the next group.
+    next: u32,
+    names: Names,
+    /// The `/etc/hosts` of replicas whose policies have names.
+    hosts: BTreeMap<PathBuf, Vec<EgressPolicy>>,
+}
+
+impl Segments {
+    fn group(&self, policies: &[EgressPolicy]) -> Option<u32> {
+        self.all.iter().find(|(_, known)| known == policies).map(|(group, _)| *group)
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        let policies = self.all.iter().flat_map(|(_, policies)| policies);
+        policies.flat_map(EgressPolicy::names).map(str::to_owned).collect()
+    }
+
+    /// Adds a segment. Groups count from a number that every run draws anew: devices that an
+    /// earlier run left are in none until they are put in one.
+    fn add(&mut self, policies: &[EgressPolicy]) -> u32 {
+        if let Some(group) = self.group(policies) {
+            return group;
+        }
+        let group = self.next;
+        self.next += 1;
+        self.all.push((group, policies.to_vec()));
+        group
+    }
 }
 
 impl Network {
-    /// Brings up bridge and firewall. `in_use` are the addresses of replicas that run already.
+    /// Brings up devices and firewall, with `neighbours` running already.
     ///
     /// Returns what is degraded, for people, beside it.
     pub(crate) async fn open(
         options: &LocalEngineOptions,
-        in_use: &[Ipv4Addr],
+        neighbours: Vec<Neighbour>,
+        resolvers: Vec<Ipv4Addr>,
     ) -> Result<(Self, Vec<String>), OpenError> {
         let (connection, host, _) = new_connection().map_err(|error| OpenError::Network {
             doing: "talk to the kernel about network devices".to_owned(),
@@ -75,59 +118,104 @@ impl Network {
         // Ends by itself with the last handle.
         drop(tokio::spawn(connection));
         let mut degraded = Vec::new();
-        let bridge = options.bridge();
-        let (subnet, bridge_index) = {
-            // Two instances that start at the same time must not choose the same block.
-            let _lock = lock_choice().await?;
-            let subnet = stored_or_chosen(options, &host, !in_use.is_empty()).await?;
-            firewall::install(&options.table(), &bridge, subnet).await?;
-            (subnet, bring_up(&host, &bridge, subnet).await?)
+        let mut segments = Segments {
+            all: vec![(0, vec![options.egress.of_all.clone()])],
+            next: first_group(),
+            names: Names::default(),
+            hosts: BTreeMap::new(),
         };
-        if let Err(error) = route_for_replicas() {
+        for neighbour in &neighbours {
+            let group = segments.add(&neighbour.policies);
+            segments.watch(&neighbour.hosts, &neighbour.policies);
+            // Until the table knows the group, what is in it reaches nothing.
+            if let Some(device) = &neighbour.device {
+                put_in_group(&host, device, group).await.map_err(|reason| OpenError::Network {
+                    doing: format!("set the group of device `{device}`"),
+                    reason,
+                })?;
+            }
+        }
+        for (name, answer) in look_up(segments.names()).await {
+            segments.names.learn(&name, &answer, Instant::now());
+        }
+        let bridge = options.bridge();
+        let parts = {
+            // Two instances that start at the same time must not choose the same block.
+            let _lock = block::lock_choice().await?;
+            let subnet = block::stored_or_chosen(options, &host, !neighbours.is_empty()).await?;
+            let mut addresses = AddressPool::new(subnet);
+            for neighbour in &neighbours {
+                addresses.mark(neighbour.address);
+            }
+            let parts = Parts {
+                options: options.clone(),
+                host,
+                subnet,
+                resolvers,
+                addresses: Mutex::new(addresses),
+                spare: Mutex::default(),
+                taken: Notify::new(),
+                segments: Mutex::new(segments),
+                writing: tokio::sync::Mutex::default(),
+            };
+            parts.write_firewall().await?;
+            bring_up(&parts.host, &bridge, subnet).await?;
+            Arc::new(parts)
+        };
+        if let Err(error) = forwarding::switch_on() {
             degraded.push(format!(
                 "replicas cannot reach the outside: forwarding of IPv4 could not be turned on ({error})"
             ));
         }
-        let mut addresses = AddressPool::new(subnet);
-        for address in in_use {
-            addresses.mark(*address);
-        }
-        let parts = Arc::new(Parts {
-            host,
-            bridge_index,
-            subnet,
-            addresses: Mutex::new(addresses),
-            spare: Mutex::default(),
-            wanted_spare: options.spare_networks,
-            taken: Notify::new(),
-        });
-        let filler = tokio::spawn(keep_spare(Arc::clone(&parts)));
-        Ok((Self { parts, filler }, degraded))
+        let tasks = [
+            tokio::spawn(keep_spare(Arc::clone(&parts))),
+            tokio::spawn(follow_names(Arc::clone(&parts))),
+        ];
+        Ok((Self { parts, tasks }, degraded))
     }
 
     pub(crate) fn subnet(&self) -> Subnet {
         self.parts.subnet
     }
 
-    /// A namespace for one replica: a spare one, or a new one when there is none.
-    pub(crate) async fn take(&self) -> Result<Slot, String> {
+    /// A namespace for one replica that may reach what all `policies` allow: a spare one, or a
+    /// new one when there is none.
+    pub(crate) async fn take(&self, policies: &[EgressPolicy]) -> Result<Slot, String> {
+        let group = self.parts.segment(policies).await?;
         let spare = lock(&self.parts.spare).pop_front();
         self.parts.taken.notify_one();
-        match spare {
-            Some(slot) => Ok(slot),
-            None => self.parts.make().await,
+        let slot = match spare {
+            Some(slot) => slot,
+            None => self.parts.make().await?,
+        };
+        if group == 0 {
+            return Ok(slot);
         }
+        let put = put_in_group(&self.parts.host, &slot.device, group).await;
+        if let Err(reason) = put {
+            self.give_back(slot.address);
+            return Err(format!("cannot set what a replica may reach: {reason}"));
+        }
+        Ok(slot)
     }
 
     /// Says that no replica has the address any more.
     pub(crate) fn give_back(&self, address: Ipv4Addr) {
         lock(&self.parts.addresses).give_back(address);
     }
+
+    /// The lines of a replica's `/etc/hosts` for the names of its policies, and a promise to
+    /// keep them right in the file at `path`.
+    pub(crate) fn hosts(&self, path: &Path, policies: &[EgressPolicy]) -> String {
+        let mut segments = lock(&self.parts.segments);
+        segments.watch(path, policies);
+        segments.hosts_lines(policies)
+    }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        self.filler.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -135,10 +223,58 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Segments {
+    fn watch(&mut self, path: &Path, policies: &[EgressPolicy]) {
+        if policies.iter().any(|policy| policy.names().next().is_some()) {
+            self.hosts.insert(path.to_owned(), policies.to_vec());
+        }
+    }
+
+    fn hosts_lines(&self, policies: &[EgressPolicy]) -> String {
+        let lines = self.names.hosts(policies.iter().flat_map(EgressPolicy::names));
+        if lines.is_empty() { lines } else { format!("{NAMES_MARK}{lines}") }
+    }
+
+    /// Brings the files of running replicas up to date. They are written in place: a container
+    /// sees the file, not its name.
+    fn rewrite_hosts(&mut self) {
+        self.hosts.retain(|path, _| path.exists());
+        for (path, policies) in &self.hosts {
+            let written = fs::read_to_string(path).and_then(|text| {
+                let own = text.split(NAMES_MARK).next().unwrap_or_default();
+                fs::write(path, format!("{own}{}", self.hosts_lines(policies)))
+            });
+            if let Err(error) = written {
+                tracing::debug!(%error, path = %path.display(), "a replica keeps its old names");
+            }
+        }
+    }
+}
+
+/// Looks names up, all at once.
+async fn look_up(names: BTreeSet<String>) -> Vec<(String, Vec<IpAddr>)> {
+    let asked = names.into_iter().map(|name| async move {
+        let answer = HostLookup.lookup(&name).await;
+        (name, answer)
+    });
+    join_all(asked).await
+}
+
+/// A number that no device of an earlier run is likely to have: one that is told by it reaches
+/// nothing until this run has said what it may.
+fn first_group() -> u32 {
+    let mut random = [0; 4];
+    // Without randomness the time does: it only has to differ from the last run's.
+    if getrandom::fill(&mut random).is_err() {
+        random = std::process::id().to_le_bytes();
+    }
+    (u32::from_le_bytes(random) & 0x7fff_0000) | 0x1_0000
+}
+
 /// Keeps as many spare namespaces as wanted; a failure is tried again at the next need.
 async fn keep_spare(parts: Arc<Parts>) {
     loop {
-        while lock(&parts.spare).len() < parts.wanted_spare {
+        while lock(&parts.spare).len() < parts.options.spare_networks {
             match parts.make().await {
                 Ok(slot) => lock(&parts.spare).push_back(slot),
                 Err(error) => {
@@ -151,94 +287,99 @@ async fn keep_spare(parts: Arc<Parts>) {
     }
 }
 
+/// Looks the names of all policies up again and again.
+async fn follow_names(parts: Arc<Parts>) {
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        let names = lock(&parts.segments).names();
+        let answers = look_up(names).await;
+        let changed = {
+            let mut segments = lock(&parts.segments);
+            let now = Instant::now();
+            let mut changed = false;
+            for (name, answer) in answers {
+                changed |= segments.names.learn(&name, &answer, now);
+            }
+            changed
+        };
+        if !changed {
+            continue;
+        }
+        // Opened first, told then: a function never learns of an address that is still closed.
+        if let Err(error) = parts.write_firewall().await {
+            tracing::warn!(%error, "names of egress policies keep their old addresses");
+        }
+        lock(&parts.segments).rewrite_hosts();
+    }
+}
+
 impl Parts {
-    /// Makes a namespace with a device on the bridge, its address and its route.
+    /// The group of devices for these policies, which the firewall knows by then.
+    async fn segment(&self, policies: &[EgressPolicy]) -> Result<u32, String> {
+        if let Some(group) = lock(&self.segments).group(policies) {
+            return Ok(group);
+        }
+        let fresh: BTreeSet<String> = {
+            let segments = lock(&self.segments);
+            let names = policies.iter().flat_map(EgressPolicy::names);
+            names.filter(|name| !segments.names.has(name)).map(str::to_owned).collect()
+        };
+        let answers = look_up(fresh).await;
+        let before = {
+            let mut segments = lock(&self.segments);
+            let now = Instant::now();
+            for (name, answer) in answers {
+                segments.names.learn(&name, &answer, now);
+            }
+            segments.all.clone()
+        };
+        let group = lock(&self.segments).add(policies);
+        if let Err(error) = self.write_firewall().await {
+            lock(&self.segments).all.retain(|segment| before.contains(segment));
+            return Err(error.to_string());
+        }
+        Ok(group)
+    }
+
+    async fn write_firewall(&self) -> Result<(), OpenError> {
+        let _writing = self.writing.lock().await;
+        let (segments, names) = {
+            let segments = lock(&self.segments);
+            (segments.all.clone(), segments.names.clone())
+        };
+        let options = &self.options;
+        firewall::install(&Rules {
+            table: &options.table(),
+            bridge: &options.bridge(),
+            devices: &options.devices(),
+            subnet: self.subnet,
+            gateway: options.gateway_port,
+            resolvers: &self.resolvers,
+            bandwidth: options.bandwidth,
+            segments: &segments,
+            names: &names,
+        })
+        .await
+    }
+
+    /// Makes a namespace with a device, its address and its routes.
     async fn make(&self) -> Result<Slot, String> {
         let address = lock(&self.addresses)
             .take()
             .ok_or_else(|| format!("all addresses of {} are in use", self.subnet))?;
-        let made = self.make_with(address).await;
+        let devices = self.options.devices();
+        let made = slot::make(&self.host, &devices, self.subnet.gateway(), address).await;
         if made.is_err() {
             lock(&self.addresses).give_back(address);
         }
         made
     }
-
-    async fn make_with(&self, address: Ipv4Addr) -> Result<Slot, String> {
-        let failed =
-            |doing: &'static str| move |error: rtnetlink::Error| format!("cannot {doing}: {error}");
-        let (namespace, inner) = new_namespace()
-            .await
-            .map_err(|error| format!("cannot make a network namespace: {error}"))?;
-        let outer_device = device_name()?;
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(INNER_DEVICE)
-            .address(hardware_address(address).to_vec())
-            .setns_by_fd(namespace.as_raw_fd())
-            .build();
-        let pair = LinkMessageBuilder::<LinkVeth>::new(&outer_device, INNER_DEVICE)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .controller(self.bridge_index)
-            .build();
-        self.host.link().add(pair).execute().await.map_err(failed("add a pair of devices"))?;
-        // Isolated before it is up: never a moment in which replicas reach each other.
-        let port = LinkBridgePort::new(0).name(outer_device.as_str()).isolated(true).build();
-        self.host.link().set_port(port).execute().await.map_err(failed("isolate a bridge port"))?;
-        let outer = LinkUnspec::new_with_name(&outer_device).up().build();
-        self.host.link().set(outer).execute().await.map_err(failed("bring up a bridge port"))?;
-
-        let index = link_index(&inner, INNER_DEVICE)
-            .await
-            .map_err(failed("find the device of a replica"))?
-            .ok_or("the device of a replica is missing")?;
-        let prefix = self.subnet.prefix();
-        let added = inner.address().add(index, IpAddr::V4(address), prefix).execute().await;
-        added.map_err(failed("give a replica its address"))?;
-        for device in ["lo", INNER_DEVICE] {
-            let up = LinkUnspec::new_with_name(device).up().build();
-            inner.link().set(up).execute().await.map_err(failed("bring up a replica's device"))?;
-        }
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(self.subnet.gateway()).build();
-        inner.route().add(route).execute().await.map_err(failed("give a replica its route"))?;
-        Ok(Slot { namespace, address })
-    }
 }
 
-/// A fresh network namespace without IPv6, and a connection to the kernel that lives in it.
-async fn new_namespace() -> io::Result<(OwnedFd, Handle)> {
-    let runtime = tokio::runtime::Handle::current();
-    on_own_thread("updraft-netns", move || {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        // The firewall drops IPv6 anyway; without it no replica wastes time on trying. Where the
-        // kernel has none, the files are missing and all is well.
-        for scope in ["all", "default"] {
-            drop(fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1"));
-        }
-        let namespace = OwnedFd::from(fs::File::open("/proc/thread-self/ns/net")?);
-        let entered = runtime.enter();
-        let (connection, handle, _) = new_connection()?;
-        drop(entered);
-        drop(runtime.spawn(connection));
-        Ok((namespace, handle))
-    })
-    .await
-}
-
-/// The hardware address that goes with an address. The host remembers the pair for most of a
-/// minute; were it another one each time, whoever is given a used address would not be reached
-/// until then.
-fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
-    [0x02, 0x72, a, b, c, d]
-}
-
-/// A device name that fits the kernel's 15 characters and belongs to nobody yet. `v` keeps it
-/// apart from bridges, whose names go on with hexadecimal digits.
-fn device_name() -> Result<String, String> {
-    let mut random = [0; 4];
-    getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
-    let number = u32::from_le_bytes(random) & 0x0fff_ffff;
-    Ok(format!("updraftv{number:07x}"))
+/// Says by the group of its device what a replica may reach.
+async fn put_in_group(host: &Handle, device: &str, group: u32) -> Result<(), String> {
+    let link = LinkUnspec::new_with_name(device).link_group(group).build();
+    host.link().set(link).execute().await.map_err(|error| error.to_string())
 }
 
 async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
@@ -283,134 +424,26 @@ async fn bring_up(host: &Handle, bridge: &str, subnet: Subnet) -> Result<u32, Op
     Ok(index)
 }
 
-/// Lets packets of replicas leave through the host's other devices.
-fn route_for_replicas() -> io::Result<()> {
-    let path = Path::new("/proc/sys/net/ipv4/ip_forward");
-    if fs::read_to_string(path)?.trim() == "1" { Ok(()) } else { fs::write(path, "1") }
-}
-
-/// Held while a block is chosen and put on a bridge.
-async fn lock_choice() -> Result<fs::File, OpenError> {
-    let path = Path::new("/run/updraft-network.lock").to_owned();
-    let failed = OpenError::file("lock", &path);
-    tokio::task::spawn_blocking(move || {
-        let file = fs::File::create(&path)?;
-        file.lock()?;
-        Ok(file)
-    })
-    .await
-    .unwrap_or_else(|error| Err(io::Error::other(error)))
-    .map_err(failed)
-}
-
-/// The block of earlier starts, unless something else took it meanwhile and no replica is in it.
-async fn stored_or_chosen(
-    options: &LocalEngineOptions,
-    host: &Handle,
-    replicas_run: bool,
-) -> Result<Subnet, OpenError> {
-    let path = options.state.join("network.json");
-    let stored = match fs::read(&path) {
-        Ok(bytes) => {
-            serde_json::from_slice::<StoredNetwork>(&bytes).ok().map(|stored| stored.subnet)
-        }
-        Err(_) => None,
-    };
-    let taken = taken(host, &options.bridge()).await.map_err(OpenError::network("list routes"))?;
-    if let Some(stored) = stored
-        && (replicas_run || choose_fits(stored, &taken))
-    {
-        return Ok(stored);
-    }
-    let subnet = choose(&options.instance, &taken).ok_or_else(|| OpenError::Network {
-        doing: "choose addresses for replicas".to_owned(),
-        reason: format!("no /{PREFIX} of 10.64.0.0/10 is free of the host's routes"),
-    })?;
-    let record = StoredNetwork { version: 1, subnet };
-    write_atomically(&path, &serde_json::to_vec(&record).unwrap_or_default(), true)
-        .map_err(OpenError::file("write", &path))?;
-    Ok(subnet)
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-struct StoredNetwork {
-    version: u32,
-    subnet: Subnet,
-}
-
-fn choose_fits(subnet: Subnet, taken: &[Subnet]) -> bool {
-    !taken.iter().any(|other| other.prefix() > 0 && other.overlaps(subnet))
-}
-
-/// What the host's routes, addresses and name servers occupy, our own bridge left out.
-async fn taken(host: &Handle, bridge: &str) -> Result<Vec<Subnet>, rtnetlink::Error> {
-    let own = link_index(host, bridge).await?;
-    let mut taken = Vec::new();
-    let mut routes = host.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
-    while let Some(route) = routes.try_next().await? {
-        let mut target = None;
-        let mut device = None;
-        for attribute in &route.attributes {
-            match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => target = Some(*address),
-                RouteAttribute::Oif(index) => device = Some(*index),
-                _ => {}
-            }
-        }
-        if let Some(target) = target
-            && (own.is_none() || device != own)
-        {
-            taken.push(Subnet::new(target, route.header.destination_prefix_length));
-        }
-    }
-    let mut addresses = host.address().get().execute();
-    while let Some(address) = addresses.try_next().await? {
-        for attribute in &address.attributes {
-            if let AddressAttribute::Address(IpAddr::V4(found)) = attribute
-                && own != Some(address.header.index)
-            {
-                taken.push(Subnet::new(*found, address.header.prefix_len));
-            }
-        }
-    }
-    let resolvers = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    taken.extend(name_servers(&resolvers).filter_map(|server| match server {
-        IpAddr::V4(address) => Some(Subnet::new(address, 32)),
-        IpAddr::V6(_) => None,
-    }));
-    Ok(taken)
-}
-
-/// The addresses of the name servers that a `resolv.conf` names.
-pub(crate) fn name_servers(text: &str) -> impl Iterator<Item = IpAddr> {
-    text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()?.parse().ok()).flatten()
-    })
-}
-
-/// Takes down bridge, ports and firewall table of an instance, whatever is left of them.
+/// Takes down devices and firewall table of an instance, whatever is left of them.
 pub(crate) async fn destroy(options: &LocalEngineOptions) -> Result<(), OpenError> {
     let (connection, host, _) = new_connection().map_err(|error| OpenError::Network {
         doing: "talk to the kernel about network devices".to_owned(),
         reason: error.to_string(),
     })?;
     drop(tokio::spawn(connection));
-    let bridge = options.bridge();
-    let failed = || OpenError::network(format!("remove bridge `{bridge}`"));
-    if let Some(index) = link_index(&host, &bridge).await.map_err(failed())? {
-        let mut links = host.link().get().execute();
-        let mut ports = Vec::new();
-        while let Some(link) = links.try_next().await.map_err(failed())? {
-            if link.attributes.contains(&LinkAttribute::Controller(index)) {
-                ports.push(link.header.index);
-            }
-        }
-        for port in ports {
-            // One whose replica just ended may be gone by now.
-            drop(host.link().del(port).execute().await);
-        }
-        host.link().del(index).execute().await.map_err(failed())?;
+    let failed = || OpenError::network("remove the devices of the instance");
+    for device in block::devices(&host, options).await.map_err(failed())? {
+        // One whose replica just ended may be gone by now.
+        drop(host.link().del(device).execute().await);
+    }
+    if let Some(left) = block::devices(&host, options).await.map_err(failed())?.first() {
+        return Err(OpenError::Network {
+            doing: "remove the devices of the instance".to_owned(),
+            reason: format!("device number {left} stays"),
+        });
+    }
+    if let Err(error) = forwarding::switch_back() {
+        tracing::warn!(%error, "forwarding of IPv4 stays on");
     }
     firewall::remove(&options.table()).await
 }

@@ -1,10 +1,12 @@
 //! What the local engine is told when it is opened, and why opening can fail.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
 use updraft_engine::Version;
+use updraft_model::{EgressPolicy, FunctionSpec, Sandbox, Tenant};
 
 use crate::logs::Limits;
 
@@ -35,6 +37,47 @@ impl UserRange {
 
     pub(crate) fn ranges(self) -> u32 {
         self.count.min(u32::MAX - self.first) / crate::tenants::USERS
+    }
+}
+
+/// What tenants may reach at most; functions can only narrow it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressOptions {
+    /// Every tenant that is not named.
+    pub of_all: EgressPolicy,
+    /// Tenants that are named.
+    pub of: BTreeMap<Tenant, EgressPolicy>,
+}
+
+impl Default for EgressOptions {
+    fn default() -> Self {
+        Self { of_all: EgressPolicy::open(), of: BTreeMap::new() }
+    }
+}
+
+impl EgressOptions {
+    /// What a packet of a function has to please: its tenant's policy, and its own.
+    pub(crate) fn policies(&self, tenant: &Tenant, own: Option<EgressPolicy>) -> Vec<EgressPolicy> {
+        let mut policies = vec![self.of.get(tenant).unwrap_or(&self.of_all).clone()];
+        policies.extend(own.filter(|own| *own != policies[0]));
+        policies
+    }
+}
+
+/// Which sandboxes tenants run in at least; functions can only ask for a stronger one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SandboxOptions {
+    /// Every tenant that is not named.
+    pub of_all: Sandbox,
+    /// Tenants that are named.
+    pub of: BTreeMap<Tenant, Sandbox>,
+}
+
+impl SandboxOptions {
+    /// The sandbox of a function: the stronger of what its tenant is given and what it asks for.
+    pub(crate) fn of(&self, spec: &FunctionSpec) -> Sandbox {
+        let given = self.of.get(&spec.tenant()).copied().unwrap_or(self.of_all);
+        given.max(spec.sandbox())
     }
 }
 
@@ -82,6 +125,15 @@ pub struct LocalEngineOptions {
     pub spare_networks: usize,
     /// Users that tenants are given ranges of.
     pub users: UserRange,
+    /// What tenants may reach.
+    pub egress: EgressOptions,
+    /// Which sandboxes tenants run in.
+    pub sandboxes: SandboxOptions,
+    /// The port on which the gateway's door for functions will be opened, at
+    /// [`gateway_address`](crate::LocalEngine::gateway_address); nothing keeps it shut.
+    pub gateway_port: Option<u16>,
+    /// Most bytes a second of each replica, each way, beside its calls; 0 for no limit.
+    pub bandwidth: u64,
 }
 
 impl LocalEngineOptions {
@@ -111,6 +163,10 @@ impl LocalEngineOptions {
             kept_logs: 5,
             spare_networks: 2,
             users: UserRange::USUAL,
+            egress: EgressOptions::default(),
+            sandboxes: SandboxOptions::default(),
+            gateway_port: None,
+            bandwidth: 125_000_000,
         }
     }
 
@@ -128,6 +184,13 @@ impl LocalEngineOptions {
 
     pub(crate) fn log_limits(&self) -> Limits {
         Limits { replica: self.log_bytes, function: self.function_log_bytes }
+    }
+
+    /// Longest file of a replica: no shorter than its folders have room for, and the only bound
+    /// on its log while no Updraft is there to rotate it.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        let room = self.root_bytes.max(self.tmp_bytes).saturating_add(4096);
+        room.max(self.log_bytes.saturating_mul(4))
     }
 
     pub(crate) fn record_folder(&self) -> PathBuf {
@@ -148,6 +211,11 @@ impl LocalEngineOptions {
 
     pub(crate) fn cgroup(&self) -> String {
         format!("updraft-{}", self.instance)
+    }
+
+    /// How the names of the host's ends of replicas' devices begin.
+    pub(crate) fn devices(&self) -> String {
+        format!("ud{}", self.instance)
     }
 
     pub(crate) fn bridge(&self) -> String {
@@ -223,5 +291,38 @@ impl OpenError {
     pub(crate) fn network(doing: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
         let doing = doing.into();
         move |error| Self::Network { doing, reason: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use updraft_model::{FunctionId, annotations};
+
+    fn spec() -> FunctionSpec {
+        FunctionSpec::new("f".parse().map(FunctionId::in_default).unwrap(), "i".parse().unwrap())
+    }
+
+    #[test]
+    fn a_function_may_ask_for_a_stronger_sandbox_and_never_for_a_weaker_one() {
+        let mut spec = spec();
+        let mut options = SandboxOptions::default();
+        assert_eq!(options.of(&spec), Sandbox::Kernel);
+        spec.annotations.insert(annotations::RUNTIME.into(), "runsc".into());
+        assert_eq!(options.of(&spec), Sandbox::Gvisor);
+        spec.annotations.insert(annotations::RUNTIME.into(), "default".into());
+        options.of.insert(spec.tenant(), Sandbox::Gvisor);
+        assert_eq!(options.of(&spec), Sandbox::Gvisor);
+    }
+
+    #[test]
+    fn a_function_narrows_what_its_tenant_may_reach_and_never_widens_it() {
+        let tenant = spec().tenant();
+        let mut options = EgressOptions::default();
+        assert_eq!(options.policies(&tenant, None), [EgressPolicy::open()]);
+        assert_eq!(options.policies(&tenant, Some(EgressPolicy::open())), [EgressPolicy::open()]);
+        options.of.insert(tenant.clone(), EgressPolicy::closed());
+        let both = [EgressPolicy::closed(), EgressPolicy::open()];
+        assert_eq!(options.policies(&tenant, Some(EgressPolicy::open())), both);
     }
 }

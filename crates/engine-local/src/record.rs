@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use updraft_engine::{ReplicaExit, ReplicaId, Revision};
-use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName, Tenant};
+use updraft_model::{Digest, EgressPolicy, FunctionId, FunctionSpec, SecretName, Tenant};
 
 use crate::options::OpenError;
 
@@ -213,6 +213,12 @@ pub(crate) struct ReplicaRecord {
     /// Whose it is; one of an Updraft that knew no tenants has none, and is in no user namespace.
     #[serde(default)]
     pub(crate) tenant: Option<Tenant>,
+    /// The host's end of its pair of devices, unless it hangs on the bridge.
+    #[serde(default)]
+    pub(crate) device: Option<String>,
+    /// How the function narrowed what its tenant may reach when it was started.
+    #[serde(default)]
+    pub(crate) egress: Option<EgressPolicy>,
     /// The first process, once it runs: its id and when it started, in clock ticks since boot.
     #[serde(default)]
     pub(crate) process: Option<(i32, u64)>,
@@ -241,6 +247,8 @@ impl ReplicaRecord {
             address,
             owner,
             tenant: None,
+            device: None,
+            egress: None,
             process: None,
             ready: false,
             started_at: Some(Timestamp::now()),

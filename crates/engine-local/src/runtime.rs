@@ -211,6 +211,23 @@ impl Runtime {
         self.mounts.refill();
     }
 
+    /// gVisor's `runsc`, for functions that are to have a kernel of their own.
+    ///
+    /// # Errors
+    /// Why it cannot be used here: most often that nobody installed it.
+    pub(crate) async fn gvisor(
+        options: &LocalEngineOptions,
+        cgroups: &Cgroups,
+    ) -> Result<Self, String> {
+        let name = "runsc";
+        let version = version(name).await?;
+        let folder = options.runtime_folder().join(name);
+        fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+        let mounts = PrivateMounts::new(UnifiedCgroup::Shown);
+        let runtime = Self { name, version, folder, mounts, cgroups: cgroups.clone() };
+        works(&runtime, options).await.map(|()| runtime)
+    }
+
     /// The program's name.
     pub(crate) fn name(&self) -> &'static str {
         self.name
@@ -219,8 +236,16 @@ impl Runtime {
     fn command(&self) -> Command {
         let mut command = Command::new(self.name);
         command.arg("--root").arg(&self.folder);
-        if self.name == "crun" {
-            command.arg("--cgroup-manager=cgroupfs");
+        match self.name {
+            "crun" => {
+                command.arg("--cgroup-manager=cgroupfs");
+            }
+            // Its own network stack on the device, and writes go to the bounded layer that every
+            // root has.
+            "runsc" => {
+                command.args(["--network=sandbox", "--overlay2=none"]);
+            }
+            _ => {}
         }
         // Nothing of Updraft's own environment is the runtime's or the container's business.
         let path =

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use updraft_engine::{ReplicaId, Usage};
-use updraft_model::{Digest, FunctionId};
+use updraft_model::{Digest, FunctionId, FunctionSpec, Sandbox, annotations};
 
 use crate::image::{ImageSource, PreparedImage};
 use crate::launch;
@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) options: LocalEngineOptions,
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) runtime: Runtime,
+    /// The runtime of functions that are to have a kernel of their own, or why there is none.
+    pub(crate) gvisor: Result<Runtime, String>,
     /// Whether the groups of replicas can be frozen here.
     pub(crate) can_freeze: bool,
     /// Whether memory of frozen replicas can be put out to swap.
@@ -44,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) records: RecordStore,
     /// The `resolv.conf` that replicas see.
     pub(crate) resolver: PathBuf,
+    /// The empty one of those who may not ask name servers.
+    pub(crate) no_resolver: PathBuf,
     /// Bounds how many containers are started at the same time.
     pub(crate) launches: Semaphore,
     /// Names the machine's boot.
@@ -68,6 +72,30 @@ pub(crate) struct Running {
 }
 
 impl Shared {
+    /// Every runtime that may have started a replica.
+    pub(crate) fn runtimes(&self) -> impl Iterator<Item = &Runtime> {
+        std::iter::once(&self.runtime).chain(self.gvisor.as_ref().ok())
+    }
+
+    /// The runtime that a function is to run in.
+    ///
+    /// # Errors
+    /// A sentence for people: it is not here.
+    pub(crate) fn runtime_of(&self, spec: &FunctionSpec) -> Result<&Runtime, String> {
+        match self.options.sandboxes.of(spec) {
+            Sandbox::Kernel => Ok(&self.runtime),
+            Sandbox::Gvisor => self.gvisor.as_ref().map_err(|reason| {
+                format!(
+                    "function `{}` is to run in gVisor, and `runsc` does not work on this machine \
+                     ({reason}); install it (https://gvisor.dev/docs/user_guide/install/), or \
+                     change what asks for it: annotation `{}` or `isolation.runtime`",
+                    spec.id.name,
+                    annotations::RUNTIME
+                )
+            }),
+        }
+    }
+
     pub(crate) fn running(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -120,6 +120,11 @@ pub mod annotations {
     pub const AUTH: &str = "updraft.auth";
     /// Which of the function's secrets holds the keys for [`AUTH`], one a line.
     pub const AUTH_SECRET: &str = "updraft.auth-secret";
+    /// What the function may reach, within what its tenant may: `open`, `closed` or a list such
+    /// as `gateway, 198.51.100.0/24:5432, api.example.com:443`.
+    pub const EGRESS: &str = "updraft.egress";
+    /// What stands between the function and the machine's kernel: `default` or `runsc`.
+    pub const RUNTIME: &str = "updraft.runtime";
     /// What the function's server speaks: `http1` (the default) or `h2c`.
     pub const PROTOCOL: &str = "updraft.protocol";
 }

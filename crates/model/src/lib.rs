@@ -6,6 +6,7 @@
 
 mod digest;
 mod duration;
+mod egress;
 mod function;
 mod image;
 mod name;
@@ -15,12 +16,13 @@ mod tenant;
 
 pub use digest::{Digest, ParseDigestError};
 pub use duration::{ParseDurationError, format_duration, parse_duration};
+pub use egress::{EgressPolicy, EgressRule, EgressTarget, IpBlock, ParseEgressError, Transport};
 pub use function::{FunctionId, FunctionSpec, ResourceSet, SpecError, annotations, labels};
 pub use image::{ImageRef, ParseImageRefError};
 pub use name::{
     FunctionName, ItemKey, NameError, Namespace, OwnerName, RepositoryName, SecretName,
     owners_collide,
 };
-pub use policy::{Proof, Protection, Protocol};
+pub use policy::{Proof, Protection, Protocol, Sandbox};
 pub use quantity::{CpuQuantity, MemoryQuantity, ParseQuantityError};
 pub use tenant::{ParseTenantError, Tenant};

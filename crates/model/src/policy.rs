@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::function::annotations::{
-    AUTH, AUTH_SECRET, CONCURRENCY, PROTOCOL, QUEUE_LIMIT, TIMEOUT,
+    AUTH, AUTH_SECRET, CONCURRENCY, PROTOCOL, QUEUE_LIMIT, RUNTIME, TIMEOUT,
 };
 use crate::{FunctionSpec, SecretName, SpecError, format_duration, parse_duration};
 
@@ -48,6 +48,16 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 in the clear, by prior knowledge, as gRPC servers do.
     H2c,
+}
+
+/// What stands between a function and the machine's kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Sandbox {
+    /// Namespaces and filters of the machine's own kernel.
+    #[default]
+    Kernel,
+    /// A kernel of its own in user space: gVisor's `runsc`.
+    Gvisor,
 }
 
 impl FunctionSpec {
@@ -125,6 +135,14 @@ impl FunctionSpec {
         }
     }
 
+    /// The sandbox that the function asks for; its tenant may be given a stronger one.
+    pub fn sandbox(&self) -> Sandbox {
+        match self.annotations.get(RUNTIME).map(|value| value.trim()) {
+            Some("runsc") => Sandbox::Gvisor,
+            _ => Sandbox::Kernel,
+        }
+    }
+
     /// What the function's server speaks.
     pub fn protocol(&self) -> Protocol {
         match self.annotations.get(PROTOCOL).map(|value| value.trim()) {
@@ -137,12 +155,13 @@ impl FunctionSpec {
     pub(crate) fn check_policy(&self) -> Result<(), SpecError> {
         let number = |text: &str| text.parse::<usize>().is_ok();
         type Check<'a> = (&'static str, &'static str, &'a dyn Fn(&str) -> bool);
-        let checks: [Check<'_>; 4] = [
+        let checks: [Check<'_>; 5] = [
             (TIMEOUT, "a duration above zero such as `30` or `1m30s`", &|text| {
                 parse_duration(text).is_ok_and(|limit| !limit.is_zero())
             }),
             (CONCURRENCY, "a number of calls, 0 for no limit", &number),
             (QUEUE_LIMIT, "a number of calls", &number),
+            (RUNTIME, "`default` or `runsc`", &|text| matches!(text, "default" | "runsc")),
             (PROTOCOL, "`http1` or `h2c`", &|text| matches!(text, "http1" | "h2c")),
         ];
         for (key, expected, is_fine) in checks {
@@ -152,6 +171,7 @@ impl FunctionSpec {
                 return Err(refused(key, value, expected));
             }
         }
+        self.egress()?;
         self.protection().map(drop)
     }
 }
@@ -163,6 +183,7 @@ fn refused(key: &'static str, value: &str, expected: &'static str) -> SpecError 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::function::annotations::EGRESS;
     use crate::{FunctionId, FunctionName, labels};
 
     fn spec(annotations: &[(&str, &str)], environment: &[(&str, &str)]) -> FunctionSpec {
@@ -260,6 +281,8 @@ mod tests {
             (CONCURRENCY, "-1"),
             (QUEUE_LIMIT, "many"),
             (PROTOCOL, "h3"),
+            (RUNTIME, "kata"),
+            (EGRESS, "everything"),
             (AUTH, "basic"),
         ] {
             let error = spec(&[(key, value)], &[]).check().unwrap_err().to_string();

@@ -3,6 +3,7 @@
 
 mod images;
 mod keys;
+mod isolation;
 mod nats;
 mod queue;
 
@@ -23,6 +24,7 @@ use crate::cli::Up;
 
 pub(crate) use images::ImagesConfig;
 pub(crate) use keys::KeysConfig;
+pub(crate) use isolation::IsolationConfig;
 pub(crate) use nats::{NatsConfig, QueueBackend};
 pub(crate) use queue::QueueConfig;
 
@@ -43,6 +45,7 @@ pub(crate) struct Config {
     pub(crate) queue: QueueConfig,
     pub(crate) images: ImagesConfig,
     pub(crate) keys: KeysConfig,
+    pub(crate) isolation: IsolationConfig,
 }
 
 /// `[build]`: what one build may use.
@@ -274,6 +277,7 @@ struct ConfigFile {
     queue: QueueConfig,
     images: ImagesConfig,
     keys: KeysConfig,
+    isolation: IsolationConfig,
 }
 
 impl Config {
@@ -297,6 +301,7 @@ impl Config {
             queue: file.queue,
             images: file.images,
             keys: file.keys,
+            isolation: file.isolation,
         };
         config.check()?;
         Ok(config)
@@ -341,6 +346,7 @@ impl Config {
         }
         self.images.check()?;
         self.keys.check()?;
+        self.isolation.check()?;
         self.queue.check()
     }
 }
@@ -456,6 +462,7 @@ mod tests {
             queue: QueueConfig::default(),
             images: ImagesConfig::default(),
             keys: KeysConfig::default(),
+            isolation: IsolationConfig::default(),
         };
         config.check().map_err(|error| error.to_string())
     }

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use updraft_api::ApiParts;
 use updraft_builder::{BuildLimits, BuildPolicy, BuildahBuilder, Builder};
-use updraft_edge::{Edge, EdgeLimits, EdgeParts};
+use updraft_edge::{Edge, EdgeLimits, EdgeParts, Inside};
 use updraft_engine::{Engine, Version};
 use updraft_engine_local::{LocalEngine, LocalEngineOptions};
 use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts, RequestMetrics};
@@ -73,10 +73,23 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
         _ = signals.next() => return Ok(()),
     };
     let closing = CancellationToken::new();
+    let inside = inside_listener(&cloud, &config, address)?;
+    let inside = inside
+        .map(|listener| Arc::clone(&cloud.edge).serve(listener, closing.clone()))
+        .transpose()
+        .context("cannot start the threads that serve functions")?
+        .map(tokio::spawn);
     let serving = Arc::clone(&cloud.edge)
         .serve(listener, closing.clone())
         .context("cannot start the threads that serve connections")?;
-    let serving = tokio::spawn(serving);
+    let serving = tokio::spawn(async move {
+        serving.await;
+        if let Some(inside) = inside
+            && let Err(error) = inside.await
+        {
+            tracing::error!(%error, "the door for functions failed");
+        }
+    });
     let metrics = metrics_listener.map(|listener| {
         let registry = Arc::clone(&cloud.metrics);
         tokio::spawn(updraft_metrics::serve(listener, registry, closing.clone()))
@@ -133,6 +146,22 @@ fn leave_no_core() {
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::warn!(%error, "a crash may leave a core file, which would hold secrets");
     }
+}
+
+/// The door for functions: their own address of this machine, unless the listener has it already.
+fn inside_listener(
+    cloud: &Cloud,
+    config: &Config,
+    outside: SocketAddr,
+) -> Result<Option<TcpListener>> {
+    let door = SocketAddr::from((cloud.engine.gateway_address(), config.isolation.gateway_port));
+    let covered = outside.ip().is_unspecified() && outside.port() == door.port();
+    if door.port() == 0 || covered {
+        return Ok(None);
+    }
+    bind(door).map(Some).context(
+        "functions cannot reach the gateway; choose another port as isolation.gateway_port, or 0 for none",
+    )
 }
 
 /// Each connection is a file, and systems let a process open few unless it asks for more.
@@ -284,7 +313,7 @@ impl Cloud {
         requests.register(&mut metrics);
         housekeeper.register_metrics(&mut metrics);
         let metrics = Arc::new(metrics);
-        let gateway = updraft_gateway::router(GatewayParts {
+        let gateway_parts = GatewayParts {
             engine: Arc::clone(&shared_engine),
             metrics: Arc::clone(&metrics),
             scaler: Arc::clone(&scaler),
@@ -297,7 +326,21 @@ impl Cloud {
             requests,
             version: version.clone(),
             system_url: format!("http://system.{}:{}", config.root.as_str(), address.port()),
-        });
+        };
+        // Functions are on this machine and are nobody's administrators: a gateway that asks
+        // nobody for a password, because only this machine reaches it, asks them.
+        let inside = match gateway_parts.authentication {
+            Authentication::Off => Authentication::Password,
+            ref asked => asked.clone(),
+        };
+        let inside = Inside {
+            address: engine.gateway_address().into(),
+            gateway: updraft_gateway::router(GatewayParts {
+                authentication: inside,
+                ..gateway_parts.clone()
+            }),
+        };
+        let gateway = updraft_gateway::router(gateway_parts);
         let system = updraft_api::router(ApiParts {
             store,
             keys: Arc::clone(&keys),
@@ -322,6 +365,7 @@ impl Cloud {
             gateway,
             system,
             root: config.root.clone(),
+            inside: Some(inside),
             limits: EdgeLimits::usual(),
         });
         let renewal = key_ring::keep_renewed(keys);
@@ -401,6 +445,11 @@ pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> Loc
         ready_limit: config.function.ready,
         log_bytes: config.log.replica_size,
         function_log_bytes: config.log.function_size,
+        users: config.isolation.users,
+        egress: config.isolation.egress(),
+        sandboxes: config.isolation.sandboxes(),
+        bandwidth: config.isolation.bandwidth,
+        gateway_port: Some(config.isolation.gateway_port).filter(|port| *port > 0),
         ..usual
     }
 }

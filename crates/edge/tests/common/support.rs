@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use updraft_edge::{Edge, EdgeLimits, EdgeParts, Root};
+use updraft_edge::{Edge, EdgeLimits, EdgeParts, Inside, Root};
 use updraft_engine::{
     Availability, Capabilities, Endpoint, EndpointTable, Engine, EngineError, EngineInfo, Expect,
     FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, PutSecret, ReplicaId,
@@ -352,6 +352,15 @@ pub async fn house(
     options: impl FnOnce(&mut InvokeOptions),
     limits: impl FnOnce(&mut EdgeLimits),
 ) -> House {
+    house_with_inside(options, limits, None).await
+}
+
+/// As [`house`], with a door for functions.
+pub async fn house_with_inside(
+    options: impl FnOnce(&mut InvokeOptions),
+    limits: impl FnOnce(&mut EdgeLimits),
+    inside: Option<Inside>,
+) -> House {
     let engine = Double::new();
     let mut chosen = InvokeOptions::new("test");
     options(&mut chosen);
@@ -372,6 +381,7 @@ pub async fn house(
         gateway,
         system: answer("system"),
         root: Root::new("example.test").unwrap(),
+        inside,
         limits: chosen_limits,
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

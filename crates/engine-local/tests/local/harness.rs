@@ -34,7 +34,7 @@ const STALE: Duration = Duration::from_secs(10);
 
 /// A folder of files as the only image.
 #[derive(Debug)]
-pub(crate) struct FolderImage(PathBuf);
+pub(crate) struct FolderImage(PathBuf, &'static str);
 
 #[async_trait]
 impl ImageSource for FolderImage {
@@ -53,7 +53,7 @@ impl ImageSource for FolderImage {
         }
         let process = ImageProcess {
             cmd: vec!["/app".to_owned()],
-            user: "app".to_owned(),
+            user: self.1.to_owned(),
             ..ImageProcess::default()
         };
         let (id, root) = (Digest::from_bytes([1; 32]), self.0.clone());
@@ -70,6 +70,8 @@ pub(crate) fn app() -> ImageRef {
 pub(crate) struct Instance {
     pub(crate) options: LocalEngineOptions,
     pub(crate) data: PathBuf,
+    /// Whom the image's program runs as.
+    pub(crate) user: &'static str,
     /// Held for the life of the test: folders without an owner are leftovers.
     _owner: File,
 }
@@ -85,7 +87,24 @@ impl Instance {
         let owner = File::create(data.join("owner")).unwrap();
         owner.lock().unwrap();
         make_image(&data.join("image"));
-        Self { options: options(&name, &data, runtime), data, _owner: owner }
+        Self { options: options(&name, &data, runtime), data, user: "app", _owner: owner }
+    }
+
+    /// Adds to the image what attacks are made of: an interpreter, a copy of it that says it runs
+    /// as root, a script, and a link where secrets are to be.
+    pub(crate) fn arm(&self) {
+        let root = self.data.join("image");
+        let perl = Path::new("/usr/bin/perl");
+        fs::create_dir_all(root.join("usr/bin")).unwrap();
+        copy_libraries(perl, &root);
+        fs::copy(perl, root.join("usr/bin/perl")).unwrap();
+        fs::copy(perl, root.join("setuid-perl")).unwrap();
+        fs::set_permissions(root.join("setuid-perl"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::write(root.join("attacks.pl"), include_str!("attacks.pl")).unwrap();
+        fs::create_dir_all(root.join("var/openfaas")).unwrap();
+        let target = self.data.join("not-for-functions");
+        fs::create_dir_all(&target).unwrap();
+        std::os::unix::fs::symlink(&target, root.join("var/openfaas/secrets")).unwrap();
     }
 
     pub(crate) async fn open(&self) -> Arc<LocalEngine> {
@@ -93,7 +112,7 @@ impl Instance {
     }
 
     pub(crate) async fn try_open(&self) -> Result<LocalEngine, OpenError> {
-        let image = FolderImage(self.data.join("image"));
+        let image = FolderImage(self.data.join("image"), self.user);
         LocalEngine::open(self.options.clone(), Arc::new(image)).await
     }
 
@@ -143,7 +162,12 @@ fn make_image(root: &Path) {
     fs::write(root.join("etc/passwd"), format!("app:x:{USER}:{USER}::/home:/none\n")).unwrap();
     chown(root.join("home"), Some(USER), Some(USER)).unwrap();
     fs::copy(app, root.join("app")).unwrap();
-    let listed = Command::new("ldd").arg(app).output().unwrap();
+    copy_libraries(app, root);
+}
+
+/// The shared libraries of a program.
+fn copy_libraries(program: &Path, root: &Path) {
+    let listed = Command::new("ldd").arg(program).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     for library in listed.split_whitespace().filter(|word| word.starts_with('/')) {
         let copy = root.join(&library[1..]);

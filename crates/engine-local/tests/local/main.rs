@@ -5,6 +5,7 @@
 mod adoption;
 mod conformance;
 mod harness;
+mod hostile;
 mod network;
 mod registry;
 mod store;

@@ -1,7 +1,8 @@
 //! What replicas can reach, and the limits only this engine sets.
 
+use std::io::{BufRead, BufReader, Lines};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command};
 use std::time::Duration;
 
 use updraft_engine::{Engine, Wake};
@@ -18,7 +19,7 @@ async fn deploy(engine: &LocalEngine, name: &str) -> SocketAddr {
     engine.endpoints().borrow()[&spec.id].ready[0].address
 }
 
-fn gateway(engine: &LocalEngine) -> Ipv4Addr {
+pub(crate) fn gateway(engine: &LocalEngine) -> Ipv4Addr {
     let (base, _) = engine.report().subnet.split_once('/').unwrap();
     Ipv4Addr::from(u32::from(base.parse::<Ipv4Addr>().unwrap()) + 1)
 }
@@ -48,7 +49,7 @@ async fn a_replica_reaches_neither_the_host_nor_another_replica_nor_metadata() {
 }
 
 /// The address that this machine sends from, or one it has anyway.
-fn host_address() -> Ipv4Addr {
+pub(crate) fn host_address() -> Ipv4Addr {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     // Nothing is sent: the kernel only chooses a route.
     let local = socket.connect("192.0.2.200:9").and_then(|()| socket.local_addr());
@@ -59,13 +60,13 @@ fn host_address() -> Ipv4Addr {
 }
 
 /// A network outside of the machine: a namespace behind a pair of devices.
-struct Outside {
+pub(crate) struct Outside {
     name: String,
-    address: Ipv4Addr,
+    pub(crate) address: Ipv4Addr,
 }
 
 impl Outside {
-    fn new(instance: &str) -> Self {
+    pub(crate) fn new(instance: &str) -> Self {
         // Addresses for documentation; one block for each test that runs.
         let number = u8::from_str_radix(&instance[..2], 16).unwrap() & 0xfc;
         let (near, far) = ([203, 0, 113, number + 1], [203, 0, 113, number + 2]);
@@ -81,6 +82,38 @@ impl Outside {
         ip(&["-n", name, "addr", "add", &far, "dev", "far"]);
         ip(&["-n", name, "link", "set", "far", "up"]);
         outside
+    }
+
+    /// A Python program out there, and the lines that it prints.
+    pub(crate) fn python(&self, program: &str) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &self.name, "python3", "-c", program])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines)
+    }
+
+    /// Something that accepts connections on a port as long as it is held.
+    pub(crate) fn service(&self, port: u16) -> Service {
+        let program = format!(
+            "import socket; s = socket.create_server(('0.0.0.0', {port})); \
+             print('up', flush=True)\nwhile True: s.accept()"
+        );
+        let (child, mut lines) = self.python(&program);
+        assert_eq!(lines.next().unwrap().unwrap(), "up");
+        Service(child)
+    }
+}
+
+/// A program that ends when it is dropped.
+pub(crate) struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
 }
 
