@@ -306,19 +306,16 @@ impl SealedFile {
         if before == after {
             return Ok(());
         }
-        let text = match &chunks[at].span {
-            Some(span) => {
-                let marked = self.text[span.clone()].starts_with("---");
-                let marked = if marked { "---\n" } else { "" };
-                let (start, end) = (&self.text[..span.start], &self.text[span.end..]);
-                [start, marked, &yaml(&after), end].concat()
-            }
-            None => {
-                let mut documents: Vec<Json> =
-                    chunks.iter().map(|chunk| chunk.root.to_json()).collect();
-                documents[at] = after;
-                documents.iter().map(|document| Format::Json.write(document)).collect()
-            }
+        let text = if let Some(span) = &chunks[at].span {
+            let marked = self.text[span.clone()].starts_with("---");
+            let marked = if marked { "---\n" } else { "" };
+            let (start, end) = (&self.text[..span.start], &self.text[span.end..]);
+            [start, marked, &yaml(&after), end].concat()
+        } else {
+            let mut documents: Vec<Json> =
+                chunks.iter().map(|chunk| chunk.root.to_json()).collect();
+            documents[at] = after;
+            documents.iter().map(|document| Format::Json.write(document)).collect()
         };
         self.replace(text)
     }

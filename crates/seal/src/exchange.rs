@@ -13,7 +13,9 @@ use zeroize::Zeroizing;
 use crate::document::{ParseError, PlainSecret};
 use crate::ring::{KeyPair, KeyState};
 use crate::write::yaml;
-use crate::{Certificate, CertificateError, KeyError, Limits, PrivateKey, parse_secrets};
+use crate::{
+    Certificate, CertificateError, KeyError, Limits, PrivateKey, SecretBytes, parse_secrets,
+};
 
 /// The label that makes a `Secret` a key, and says whether it is used.
 const LABEL: &str = "sealedsecrets.bitnami.com/sealed-secrets-key";
@@ -96,7 +98,7 @@ fn of_secret(
     label: Option<&str>,
 ) -> Result<KeyPair, ImportError> {
     let Some(key) = secret.items.get("tls.key") else { return Err(ImportError::NoKey { name }) };
-    let certificate = secret.items.get("tls.crt").map(|certificate| certificate.expose());
+    let certificate = secret.items.get("tls.crt").map(SecretBytes::expose);
     let created = secret.created.as_ref().and_then(|created| created.parse().ok());
     let state = label.map_or(KeyState::Active, KeyState::of_label);
     pair(&name, key.expose(), certificate, created, state)

@@ -67,8 +67,8 @@ impl KeyRingOptions {
         Self {
             machine_key,
             key_bits: 4096,
-            lifetime: Duration::from_secs(87_600 * 3600),
-            renew_after: Some(Duration::from_secs(720 * 3600)),
+            lifetime: Duration::from_hours(87_600),
+            renew_after: Some(Duration::from_hours(720)),
             common_name: String::new(),
             cutoff: None,
             order: KeyOrder::CertificateNotBefore,
@@ -235,7 +235,7 @@ impl KeyRing {
     pub fn open(folder: &Path, options: KeyRingOptions) -> Result<Self, KeyRingError> {
         let failed = |source| KeyRingError::Folder { path: folder.to_owned(), source };
         file::create_folder(folder).map_err(failed)?;
-        let _lock = lock(folder).map_err(failed)?;
+        let locked = lock(folder).map_err(failed)?;
         let holds_keys = !file::names(folder).map_err(failed)?.is_empty();
         let machine_key = MachineKey::open(&options.machine_key, !holds_keys)?;
         let keys = read(folder, &machine_key, options.order)?;
@@ -248,7 +248,7 @@ impl KeyRing {
             remembered: Mutex::default(),
             metrics: SealMetrics::default(),
         };
-        drop(_lock);
+        drop(locked);
         if ring.options.make {
             ring.renew_if_due(Timestamp::now())?;
         }
@@ -549,10 +549,7 @@ impl Keys {
 
     fn opening(&self) -> Vec<OpeningKey<'_>> {
         let key = |pair: &'_ KeyPair| pair.state == KeyState::Active;
-        self.pairs
-            .iter()
-            .map(|pair| OpeningKey { key: &*pair.private, in_use: key(pair) })
-            .collect()
+        self.pairs.iter().map(|pair| OpeningKey { key: &pair.private, in_use: key(pair) }).collect()
     }
 }
 

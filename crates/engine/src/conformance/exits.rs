@@ -196,7 +196,6 @@ pub async fn a_lock_file_tells_readiness_and_health<H: Harness>(judge: Arc<Judge
 }
 
 /// An engine tells at least what it is.
-#[expect(clippy::unused_async, reason = "every case of the suite has this shape")]
 pub async fn an_engine_tells_what_it_found<H: Harness>(judge: Arc<Judge<H>>) {
     judge.deploy(&judge.spec("known")).await;
     let status = judge.engine().status();

@@ -78,7 +78,7 @@ fn a_merge_leaves_every_other_byte_alone() {
     let read = edited.sealed().unwrap().remove(0);
     assert_eq!(read.items["a"], first.items["a"]);
     assert_eq!(read.annotations["argo/wave"], "1");
-    assert_eq!(Vec::from_iter(opened(&read).into_values()), ["1", "two", "three", "four"]);
+    assert_eq!(opened(&read).into_values().collect::<Vec<_>>(), ["1", "two", "three", "four"]);
 
     edited.remove_item(&read, "a").unwrap();
     assert!(!edited.as_str().contains("# first"), "{}", edited.as_str());
@@ -102,7 +102,7 @@ fn flow_style_json_and_lists_are_merged_too() {
         edited.merge(&old, &new).unwrap();
         assert_eq!(file(edited.as_str()).format(), format, "{text}");
         let read = edited.sealed().unwrap().remove(0);
-        assert_eq!(Vec::from_iter(opened(&read).into_values()), ["1", "two"]);
+        assert_eq!(opened(&read).into_values().collect::<Vec<_>>(), ["1", "two"]);
     }
 }
 

@@ -83,7 +83,7 @@ fn a_renewal_is_due_by_age_by_cutoff_and_never_without_a_period() {
     let world = World::new();
     let ring = world.open();
     let now = Timestamp::now();
-    let day = Duration::from_secs(86_400);
+    let day = Duration::from_hours(24);
     let due = ring.renewal_due_in(now).unwrap();
     assert!(due > 29 * day && due <= 30 * day, "{due:?}");
     assert!(ring.renew_if_due(now + 29 * day).unwrap().is_none());

@@ -104,7 +104,7 @@ pub(super) fn call(name: &str, values: Vec<Value>, budget: &mut Budget) -> Resul
             let parts: Vec<&str> = parts.iter().map(|part| part.as_str()).collect();
             made(parts.join(&separator.string()?))
         }
-        ("join", [_, value]) => Ok(Value::Text(value.written()?)),
+        ("join", [_, value]) | ("toString", [value]) => Ok(Value::Text(value.written()?)),
         ("split", [separator, value]) => {
             let (separator, value) = (separator.string()?, value.string()?);
             let parts = value.split(separator.as_str()).enumerate();
@@ -133,7 +133,6 @@ pub(super) fn call(name: &str, values: Vec<Value>, budget: &mut Budget) -> Resul
         ("fromJson", [value]) => serde_json::from_slice(&value.written()?)
             .map(Value::of_json)
             .map_err(|_| "the value is not valid JSON".to_owned()),
-        ("toString", [value]) => Ok(Value::Text(value.written()?)),
         ("trim", [value]) => made(value.string()?.trim()),
         ("upper", [value]) => made(value.string()?.to_uppercase()),
         ("lower", [value]) => made(value.string()?.to_lowercase()),

@@ -60,9 +60,12 @@ struct Parser<'a> {
     depth: usize,
 }
 
+/// A list of nodes with what ended it, and in which line; nothing at the end of the text.
+type Nodes = (Vec<Node>, Option<(End, usize)>);
+
 /// What ends a list of nodes.
 enum End {
-    End,
+    Block,
     Else,
     ElseIf(Pipeline),
 }
@@ -70,14 +73,14 @@ enum End {
 impl End {
     const fn as_str(&self) -> &'static str {
         match self {
-            Self::End => "end",
+            Self::Block => "end",
             Self::Else | Self::ElseIf(_) => "else",
         }
     }
 }
 
 impl Parser<'_> {
-    fn nodes(&mut self) -> Result<(Vec<Node>, Option<(End, usize)>), String> {
+    fn nodes(&mut self) -> Result<Nodes, String> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
             return Err(format!("blocks are nested more than {DEPTH_MAX} deep"));
@@ -99,7 +102,7 @@ impl Parser<'_> {
             match keyword {
                 "end" if rest.is_empty() => {
                     self.depth -= 1;
-                    return Ok((nodes, Some((End::End, line))));
+                    return Ok((nodes, Some((End::Block, line))));
                 }
                 "else" if rest.is_empty() => {
                     self.depth -= 1;
@@ -136,7 +139,7 @@ impl Parser<'_> {
             let (nodes, end) = self.nodes()?;
             branches.push((condition, nodes));
             match end {
-                Some((End::End, _)) => return Ok(Node::If(branches, Vec::new())),
+                Some((End::Block, _)) => return Ok(Node::If(branches, Vec::new())),
                 Some((End::ElseIf(next), _)) => condition = next,
                 Some((End::Else, _)) => {
                     let otherwise = self.last(line)?;
@@ -149,7 +152,7 @@ impl Parser<'_> {
 
     fn block(&mut self, line: usize) -> Result<(Vec<Node>, Vec<Node>), String> {
         match self.nodes()? {
-            (then, Some((End::End, _))) => Ok((then, Vec::new())),
+            (then, Some((End::Block, _))) => Ok((then, Vec::new())),
             (then, Some((End::Else, _))) => Ok((then, self.last(line)?)),
             _ => Err(format!("line {line}: a block has no `end`")),
         }
@@ -157,7 +160,7 @@ impl Parser<'_> {
 
     fn last(&mut self, line: usize) -> Result<Vec<Node>, String> {
         match self.nodes()? {
-            (nodes, Some((End::End, _))) => Ok(nodes),
+            (nodes, Some((End::Block, _))) => Ok(nodes),
             _ => Err(format!("line {line}: a block has no `end`")),
         }
     }
