@@ -13,6 +13,8 @@ mod calls;
 mod double;
 #[path = "queue/house.rs"]
 mod house;
+#[path = "queue/lost_bodies.rs"]
+mod lost_bodies;
 #[path = "queue/restarts.rs"]
 mod restarts;
 #[path = "queue/retries.rs"]

@@ -2,8 +2,8 @@
 //! of rising precedence. Checked whole at start; an unknown key is an error with a suggestion.
 
 mod images;
-mod keys;
 mod isolation;
+mod keys;
 mod nats;
 mod queue;
 
@@ -23,8 +23,8 @@ use updraft_scaler::ScalerOptions;
 use crate::cli::Up;
 
 pub(crate) use images::ImagesConfig;
-pub(crate) use keys::KeysConfig;
 pub(crate) use isolation::IsolationConfig;
+pub(crate) use keys::KeysConfig;
 pub(crate) use nats::{NatsConfig, QueueBackend};
 pub(crate) use queue::QueueConfig;
 

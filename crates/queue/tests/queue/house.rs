@@ -144,10 +144,6 @@ impl House {
         self.backend.bodies(self.folder.path()).await
     }
 
-    pub(crate) fn put_lost_bodies(&self) {
-        self.backend.put_lost_bodies(self.folder.path());
-    }
-
     pub(crate) async fn submit(
         &self,
         call: NewCall,

@@ -71,14 +71,6 @@ async fn a_stop_gives_back_what_does_not_end_in_time_and_the_next_start_makes_it
 }
 
 #[tokio::test]
-async fn bodies_that_no_record_names_are_swept_at_the_start() {
-    let mut house = House::new().await;
-    house.put_lost_bodies();
-    house.restart().await;
-    assert_eq!(house.bodies().await, 0);
-}
-
-#[tokio::test]
 async fn a_lease_is_renewed_while_a_call_runs_and_nobody_else_makes_it() {
     let options = QueueOptions { lease: Duration::from_millis(150), ..quick() };
     let house = House::with(options).await;

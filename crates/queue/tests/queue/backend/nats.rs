@@ -59,8 +59,4 @@ impl Backend {
         let pieces = stream.info_with_subjects("updraft.bodies.*.0").await.unwrap();
         pieces.try_collect::<Vec<_>>().await.unwrap().len()
     }
-
-    /// A body that is no call's may be another instance's upload under way: only an old one is
-    /// swept, and none can be made old here.
-    pub(crate) fn put_lost_bodies(&self, _folder: &Path) {}
 }
