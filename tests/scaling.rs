@@ -174,7 +174,7 @@ async fn calls_that_wait_in_the_queue_bring_replicas_and_their_end_takes_them_aw
         (number(&cloud, "worker", "replicas").await == 1).then_some(())
     })
     .await;
-    let done = r#"queue_worker_messages_processed_total"#;
+    let done = "queue_worker_messages_processed_total";
     let metrics = cloud.openfaas("GET", "/metrics", "").await.body;
     let processed: f64 = metrics
         .lines()

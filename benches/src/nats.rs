@@ -1,4 +1,4 @@
-//! The broker of the queue's second home: a NATS server with JetStream and a folder of its own.
+//! The broker of the queue's second home: a NATS server with `JetStream` and a folder of its own.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};

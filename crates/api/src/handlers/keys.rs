@@ -53,8 +53,8 @@ impl RateLimit {
         let next = (*due).max(now);
         let early = next.duration_since(now);
         let allowed = INTERVAL * (BURST - 1);
-        if early > allowed {
-            return Err(early - allowed);
+        if let Some(wait) = early.checked_sub(allowed).filter(|wait| !wait.is_zero()) {
+            return Err(wait);
         }
         *due = next + INTERVAL;
         Ok(())

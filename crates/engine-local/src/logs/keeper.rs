@@ -309,7 +309,7 @@ mod tests {
         }
         looked.end(&path, LIMITS);
         assert!(on_disk(&path) <= 2 * LIMITS.replica, "{}", on_disk(&path));
-        assert_eq!(parts(&path), [path.clone()]);
+        assert_eq!(parts(&path), std::slice::from_ref(&path));
         let lines = tail(&path, 100_000);
         assert!(lines.len() > 1000, "{}", lines.len());
         assert_eq!(lines.last().map(String::as_str), Some("line number 019999"));
@@ -339,7 +339,7 @@ mod tests {
         let mut times = Vec::new();
         for line in ["first\n", "second\n"] {
             log.write_all(line.as_bytes()).unwrap();
-            assert_eq!(looked.written(), [path.clone()]);
+            assert_eq!(looked.written(), std::slice::from_ref(&path));
             let now = Timestamp::now();
             looked.look(&path, LIMITS, now);
             times.push(now);

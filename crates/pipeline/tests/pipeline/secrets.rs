@@ -70,8 +70,12 @@ fn sealed(certificate: &Certificate, name: &str, items: &[(&str, &str)]) -> Stri
 
 /// A stack of one function `hello` with secrets.
 fn stack_with(secrets: &[&str]) -> String {
-    let list: String = secrets.iter().map(|name| format!("      - {name}\n")).collect();
-    format!("{}    secrets:\n{list}", stack(&["hello"]))
+    let mut text = stack(&["hello"]);
+    text.push_str("    secrets:\n");
+    for name in secrets {
+        writeln!(text, "      - {name}").unwrap();
+    }
+    text
 }
 
 fn name(text: &str) -> SecretName {
@@ -91,8 +95,8 @@ fn held(world: &World, secret: &str) -> Option<BTreeMap<String, String>> {
     Some(text(&items))
 }
 
-fn items(items: &[(&str, &str)]) -> Option<BTreeMap<String, String>> {
-    Some(items.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+fn items(items: &[(&str, &str)]) -> BTreeMap<String, String> {
+    items.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 fn outcomes(story: &Story) -> Vec<(String, SecretOutcome)> {
@@ -125,7 +129,7 @@ fn a_sealed_secret_comes_with_its_push_and_its_functions_start_afresh_when_it_ch
     assert_eq!(story.state(), PushState::Ready, "{}", story.text());
     let told = "secret alice-db is new (secrets.yml: password, user)";
     assert!(story.text().contains(told), "{}", story.text());
-    assert_eq!(held(&world, "alice-db"), items(&[("user", "u1"), ("password", "p1")]));
+    assert_eq!(held(&world, "alice-db"), Some(items(&[("user", "u1"), ("password", "p1")])));
     let known = world.run(world.engine.list_secrets(&Namespace::default())).unwrap().remove(0);
     let SecretOrigin::Sealed { repository, file, .. } = known.origin else { panic!("by hand") };
     assert_eq!((repository.as_str(), file.as_str()), ("shop", "secrets.yml"));
@@ -142,7 +146,7 @@ fn a_sealed_secret_comes_with_its_push_and_its_functions_start_afresh_when_it_ch
     let story = world.push(&[("secrets.yml", &second)]);
     assert_eq!(story.state(), PushState::Ready, "{}", story.text());
     assert_eq!(outcomes(&story), [("alice-db".to_owned(), SecretOutcome::Replaced)]);
-    assert_eq!(held(&world, "alice-db"), items(&[("user", "u2")]));
+    assert_eq!(held(&world, "alice-db"), Some(items(&[("user", "u2")])));
     assert_eq!(world.engine.take_applied(), ["alice-hello"]);
     assert!(story.text().contains("hello v1 is live"), "{}", story.text());
     for value in ["u1", "p1", "u2"] {
@@ -240,7 +244,7 @@ fn what_cannot_be_taken_is_told_with_file_document_and_key_and_the_old_secret_st
         assert!(text.contains(expected), "{what}: {text}");
         assert!(text.contains("secrets.yml"), "{what}: {text}");
         assert!(!text.contains("new\n") && text.len() < 4000, "{what}: {text}");
-        assert_eq!(held(&world, "alice-db"), items(&[("password", "old")]), "{what}");
+        assert_eq!(held(&world, "alice-db"), Some(items(&[("password", "old")])), "{what}");
         assert!(world.engine.take_applied().is_empty(), "{what}: the function is left alone");
         assert!(text.contains("not taken: "), "{what}: {text}");
         let whole_file =
@@ -271,7 +275,7 @@ fn one_bad_document_stops_neither_the_others_nor_the_functions() {
         ("secrets.yml", &file),
     ]);
     assert_eq!(story.state(), PushState::Failed);
-    assert_eq!(held(&world, "alice-good"), items(&[("k", "v")]));
+    assert_eq!(held(&world, "alice-good"), Some(items(&[("k", "v")])));
     assert_eq!(world.live("hello"), Some(1));
     let summary = story.verdict.unwrap().summary;
     assert_eq!(summary, "1 function live, 1 secret not taken: alice-moved");
@@ -300,7 +304,7 @@ fn an_owner_has_secrets_of_exactly_that_name() {
             assert!(story.text().contains("secrets.yml, document 1"), "{}", story.text());
         }
     }
-    assert_eq!(held(&world, "al-db"), items(&[("k", "al")]));
+    assert_eq!(held(&world, "al-db"), Some(items(&[("k", "al")])));
     let commit = world.commit("alice-b", "keys", &[("secrets.yml", "")]);
     let request = crate::world::request("alice-b", "keys", &commit);
     let refused = world.run(world.pipeline().submit(request)).unwrap_err().to_string();
@@ -318,7 +322,7 @@ fn wider_scopes_are_taken_where_the_operator_allows_them() {
     );
     let story = world.push(&[("secrets.yml", &file)]);
     assert_eq!(story.state(), PushState::Ready, "{}", story.text());
-    assert_eq!(held(&world, "alice-wide"), items(&[("k", "anywhere")]));
+    assert_eq!(held(&world, "alice-wide"), Some(items(&[("k", "anywhere")])));
 }
 
 #[test]
@@ -341,7 +345,7 @@ fn a_repository_may_hold_secrets_alone_and_functions_of_others_start_afresh() {
     let story = world.push(&[("secrets.yml", &other)]);
     let told = "repository `keys` has a document of this name already";
     assert!(story.text().contains(told), "{}", story.text());
-    assert_eq!(held(&world, "alice-db"), items(&[("k", "2")]));
+    assert_eq!(held(&world, "alice-db"), Some(items(&[("k", "2")])));
     // Who loses the stack file does not lose the functions.
     let story = world.push(&[("stack.yml", "-")]);
     assert!(story.text().contains("no `stack.yml`"), "{}", story.text());
@@ -389,7 +393,7 @@ fn templates_are_filled_in_and_what_could_steer_the_platform_is_left_out() {
     assert_eq!(story.state(), PushState::Ready, "{}", story.text());
     let told = "label `com.openfaas.scale.max` of its template is left out";
     assert!(story.text().contains(told), "{}", story.text());
-    assert_eq!(held(&world, "alice-db"), items(&[("password", "p"), ("url", "db://u:p@h")]));
+    assert_eq!(held(&world, "alice-db"), Some(items(&[("password", "p"), ("url", "db://u:p@h")])));
     let known = world.run(world.engine.list_secrets(&Namespace::default())).unwrap().remove(0);
     assert_eq!(
         known.labels.into_iter().collect::<Vec<_>>(),
@@ -481,7 +485,7 @@ fn a_renewal_of_the_key_in_the_middle_of_a_hundred_pushes_loses_nothing() {
     }
     assert_ne!(ring.certificate().unwrap().fingerprint(), first.fingerprint());
     for number in 0..100 {
-        let expected = items(&[("k", &number.to_string())]);
+        let expected = Some(items(&[("k", &number.to_string())]));
         assert_eq!(held(&world, &format!("alice-s{number}")), expected, "{number}");
     }
 }
@@ -529,6 +533,6 @@ fn after_a_fire_the_keys_and_the_repository_bring_the_secrets_back() {
     assert_eq!(ring.add(&backup).unwrap(), 1);
     let story = world.push(&[]);
     assert_eq!(story.state(), PushState::Ready, "{}", story.text());
-    assert_eq!(held(&world, "alice-db"), items(&[("password", "p")]));
+    assert_eq!(held(&world, "alice-db"), Some(items(&[("password", "p")])));
     assert_eq!(world.engine.spec("alice-hello").unwrap().secrets, [name("alice-db")]);
 }
