@@ -101,6 +101,10 @@ pub(crate) struct Seal {
 
     /// Seal again with the newest key: a file, every file below a folder, or standard input
     #[arg(long, visible_alias = "rotate", value_name = "PATH", num_args = 0..=1)]
+    #[expect(
+        clippy::option_option,
+        reason = "whether it is asked for, and whether it names a path"
+    )]
     pub(crate) re_encrypt: Option<Option<PathBuf>>,
 
     /// Open sealed secrets with private keys, without a server, and print them

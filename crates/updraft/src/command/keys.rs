@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use serde_json::json;
 use updraft_seal::{
-    BackupFrom, BackupTo, Hints, KeyInfo, KeyRing, KeyRingOptions, KeyState, Limits, SealedFile,
-    back_up, export_keys, import_keys, read_backup,
+    BackupFrom, BackupTo, Certificate, Hints, KeyInfo, KeyRing, KeyRingOptions, KeyState, Limits,
+    SealedFile, back_up, export_keys, import_keys, read_backup,
 };
 use zeroize::Zeroizing;
 
@@ -171,7 +171,7 @@ fn retire(
 /// Which key opens what, or why nothing does.
 fn doctor(ring: &KeyRing, path: &Path, output: Output) -> Result<()> {
     let newest = ring.certificate().ok();
-    let newest = newest.as_ref().map(|certificate| certificate.fingerprint());
+    let newest = newest.as_ref().map(Certificate::fingerprint);
     let mut rows = Vec::new();
     let mut failed = 0;
     for path in sealed_files(path)? {

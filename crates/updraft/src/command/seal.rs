@@ -97,18 +97,17 @@ async fn certificate(global: &Global, named: Option<&str>) -> Result<Certificate
         Some(path) => read(Path::new(path.strip_prefix("file://").unwrap_or(path))),
         None if Path::new(CERTIFICATE).is_file() => read(Path::new(CERTIFICATE)),
         None => {
-            let server = match &global.server {
-                Some(server) => server.parse()?,
-                None => {
-                    let record = DataDir::open(&global.data_dir).ok().and_then(|dir| dir.server());
-                    let record = record.with_context(|| {
-                        format!(
-                            "there is no certificate: put {CERTIFICATE} here, or name a file or \
-                             address with --cert, or a server with --server"
-                        )
-                    })?;
-                    record.address.into()
-                }
+            let server = if let Some(server) = &global.server {
+                server.parse()?
+            } else {
+                let record = DataDir::open(&global.data_dir).ok().and_then(|dir| dir.server());
+                let record = record.with_context(|| {
+                    format!(
+                        "there is no certificate: put {CERTIFICATE} here, or name a file or \
+                         address with --cert, or a server with --server"
+                    )
+                })?;
+                record.address.into()
             };
             let bytes = fetch_certificate(&server, "/v1/cert.pem").await;
             Ok(Certificate::from_pem(&bytes.context("cannot fetch certificate")?)?)
@@ -305,7 +304,7 @@ fn recover(command: &Seal, format: Format) -> Result<()> {
     for secret in file.sealed()? {
         let secret = secret.or_in_namespace(command.namespace.as_deref().unwrap_or(NAMESPACE));
         let opened = unseal_with_keys(&keys, &secret, &Hints::default(), Limits::usual())
-            .with_context(|| format!("{}", secret.name))?;
+            .with_context(|| secret.name.clone())?;
         printed(&opened.to_text(format))?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use updraft_api::client::Client;
 use updraft_api::wire::{self, ItemAction, SecretAction, SecretOrigin};
-use updraft_model::{ItemKey, OwnerName, RepositoryName, SecretName};
+use updraft_model::{FunctionName, ItemKey, OwnerName, RepositoryName, SecretName};
 
 use crate::cli::Secrets;
 use crate::output::{Output, Tone};
@@ -60,7 +60,7 @@ pub(crate) async fn run(client: &Client, command: Secrets, output: Output) -> Re
 
 fn row(secret: &wire::Secret) -> Vec<String> {
     let keys: Vec<_> = secret.items.iter().map(|item| item.key.as_str()).collect();
-    let users: Vec<_> = secret.users.iter().map(|user| user.as_str()).collect();
+    let users: Vec<_> = secret.users.iter().map(FunctionName::as_str).collect();
     vec![
         secret.name.to_string(),
         keys.join(","),
@@ -99,7 +99,7 @@ fn describe(owner: &OwnerName, secret: &wire::Secret, output: Output) -> Result<
     output.line(&format!("made by:  {}", origin(&secret.origin)))?;
     output.line(&format!("created:  {}", secret.created_at))?;
     output.line(&format!("changed:  {}", secret.changed_at))?;
-    let users: Vec<_> = secret.users.iter().map(|user| user.as_str()).collect();
+    let users: Vec<_> = secret.users.iter().map(FunctionName::as_str).collect();
     let users = if users.is_empty() { "none".to_owned() } else { users.join(", ") };
     output.line(&format!("used by:  {users}"))?;
     let rows = secret.items.iter().map(|item| {
@@ -154,13 +154,12 @@ fn items(
         add(key.trim(), value.as_bytes())?;
     }
     for file in files {
-        let (key, path) = match file.split_once('=') {
-            Some((key, path)) => (key, Path::new(path)),
-            None => {
-                let path = Path::new(file);
-                let name = path.file_name().and_then(|name| name.to_str());
-                (name.context("--file wants [KEY=]FILE")?, path)
-            }
+        let (key, path) = if let Some((key, path)) = file.split_once('=') {
+            (key, Path::new(path))
+        } else {
+            let path = Path::new(file);
+            let name = path.file_name().and_then(|name| name.to_str());
+            (name.context("--file wants [KEY=]FILE")?, path)
         };
         add(key, &read(path)?)?;
     }

@@ -14,7 +14,7 @@ pub(crate) enum QueueBackend {
     /// A database file on this machine.
     #[default]
     Sqlite,
-    /// NATS JetStream.
+    /// NATS `JetStream`.
     Nats,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct NatsConfig {
     user: Option<String>,
     /// A file with the user's password.
     password_file: Option<PathBuf>,
-    /// A file with the seed of an NKey.
+    /// A file with the seed of an `NKey`.
     nkey_file: Option<PathBuf>,
     /// A credentials file, as `nsc` makes it.
     credentials_file: Option<PathBuf>,

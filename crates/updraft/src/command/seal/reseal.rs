@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use updraft_api::client::{Client, ClientError};
-use updraft_seal::{Document, Format, KeyRing, Limits, SealedFile, SealedSecret, parse_documents};
+use updraft_seal::{
+    Certificate, Document, Format, KeyRing, Limits, SealedFile, SealedSecret, parse_documents,
+};
 
 use super::{input, printed};
 use crate::cli::Global;
@@ -19,7 +21,7 @@ const PATIENCE: u32 = 60;
 
 /// Who seals again.
 enum Resealer {
-    Here(KeyRing),
+    Here(Box<KeyRing>),
     Server(Client),
 }
 
@@ -43,7 +45,7 @@ impl Resealer {
     fn is_newest(&self, secret: &SealedSecret) -> bool {
         let Self::Here(ring) = self else { return false };
         let newest = ring.certificate().ok();
-        let newest = newest.as_ref().map(|certificate| certificate.fingerprint());
+        let newest = newest.as_ref().map(Certificate::fingerprint);
         secret.legacy.is_none() && ring.opened_by(secret).iter().map(String::as_str).eq(newest)
     }
 }
@@ -57,7 +59,7 @@ pub(super) async fn run(
     let resealer = if global.server.is_some() {
         Resealer::Server(connection::client(global)?)
     } else {
-        Resealer::Here(keys::ring(&DataDir::open(&global.data_dir)?)?)
+        Resealer::Here(Box::new(keys::ring(&DataDir::open(&global.data_dir)?)?))
     };
     let Some(path) = path else {
         let file = input::sealed_input(None)?;
