@@ -10,6 +10,7 @@ mod nats;
 mod nginx;
 mod queue;
 mod report;
+mod sealing;
 mod watchdog;
 
 use std::time::Duration;
@@ -52,6 +53,8 @@ enum Measurement {
     Watchdog,
     /// Asynchronous calls: accepts, latency, and none lost to `kill -9`.
     Queue,
+    /// Sealed secrets: sealed and opened, with one key and with those of a year.
+    Sealing,
     /// What ten thousand open connections cost while nothing happens on them.
     Connections,
 }
@@ -104,6 +107,9 @@ async fn measure_all() -> Result<()> {
         queue::accepts(&mut report, Duration::from_secs(10 / scale as u64)).await?;
         queue::latency(&mut report, 400 / scale).await?;
         queue::kills(&mut report, 100_000 / scale).await?;
+    }
+    if wanted(Measurement::Sealing) {
+        sealing::sealing(&mut report, Duration::from_secs(4 / scale as u64))?;
     }
     report.print();
     Ok(())
