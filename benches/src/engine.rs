@@ -284,8 +284,8 @@ fn push_scripts(cloud: &Cloud, repository: &Repository, names: &[&str]) {
 pub(crate) async fn shares(report: &mut Report) -> Result<()> {
     let cloud = Cloud::start_configured(CALM);
     let repository = Repository::new();
-    push_scripts(&cloud, &repository, &["work"]);
-    let target = Target { path: "/work/cgi-bin/spin".to_owned(), ..edge_target(&cloud) };
+    push_scripts(&cloud, &repository, &["busy"]);
+    let target = Target { path: "/busy/cgi-bin/spin".to_owned(), ..edge_target(&cloud) };
     let mut rates = Vec::new();
     for replicas in [1, 2] {
         let body = format!("{{\"serviceName\":\"bench-work\",\"replicas\":{replicas}}}");
