@@ -1,5 +1,5 @@
-//! Measures the budgets on the release build, each beside a peer in the same run where there is
-//! one, and prints a table: what was measured, the number, the budget, whether it holds.
+//! Measures the budgets on the build that is packaged, each beside a peer in the same run where
+//! there is one, and prints a table: what was measured, the number, the budget, whether it holds.
 //!
 //! Nothing here is a test: numbers depend on the machine, ratios are what counts.
 

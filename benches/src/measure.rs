@@ -54,7 +54,8 @@ pub(crate) async fn push(report: &mut Report, pushes: usize) -> Result<()> {
     Ok(())
 }
 
-/// What edge and invoke add to a call of a warm replica, at half of what the edge can serve.
+/// What edge and invoke add to a call of a warm replica at half of what the edge can serve, and
+/// what nginx adds at the same rate.
 pub(crate) async fn overhead(report: &mut Report, scale: usize) -> Result<()> {
     let (cloud, _repository, _) = cloud_with_page();
     let through_edge = edge_target(&cloud);
@@ -63,16 +64,26 @@ pub(crate) async fn overhead(report: &mut Report, scale: usize) -> Result<()> {
     let capacity = requests_per_second(&through_edge, 50, Duration::from_secs(3)).await?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
     let half = ((capacity / 2.0) as u32).clamp(100, 20_000);
+    let nginx = Nginx::start(direct.address)?;
+    let through_nginx = Target { address: nginx.address(), ..direct.clone() };
     let mut direct_samples = paced(&direct, half, 8, time).await?;
+    let mut nginx_samples = paced(&through_nginx, half, 8, time).await?;
     let mut edge_samples = paced(&through_edge, half, 8, time).await?;
-    let mut added = |percent| {
-        let through = percentile(&mut edge_samples, percent);
-        through.saturating_sub(percentile(&mut direct_samples, percent))
+    drop(nginx);
+    let mut added = |samples: &mut [Duration], percent| {
+        percentile(samples, percent).saturating_sub(percentile(&mut direct_samples, percent))
     };
-    let (p50, p99) = (added(50), added(99));
+    let (p50, p99) = (added(&mut edge_samples, 50), added(&mut edge_samples, 99));
+    let (nginx_p50, nginx_p99) = (added(&mut nginx_samples, 50), added(&mut nginx_samples, 99));
     report.row(
         &format!("added to a warm call at {half}/s"),
-        format!("p50 {}, p99 {}", millis(p50), millis(p99)),
+        format!(
+            "p50 {}, p99 {}; by nginx p50 {}, p99 {}",
+            millis(p50),
+            millis(p99),
+            millis(nginx_p50),
+            millis(nginx_p99)
+        ),
         "p50 ≤ 0.1 ms, p99 ≤ 0.5 ms",
         Some(p50 <= MILLISECOND / 10 && p99 <= MILLISECOND / 2),
     );

@@ -165,7 +165,9 @@ fn lint(root: &Path) -> Result<()> {
 fn bench(root: &Path, arguments: &[String]) -> Result<()> {
     packages::install("run Updraft", packages::RUN)?;
     packages::install("measure Updraft", packages::BENCH)?;
-    run(&mut cargo(root, &["build", "--release", "--locked", "--package", "updraft"]))?;
-    let run_bench = ["run", "--release", "--locked", "--package", "updraft-bench", "--"];
-    run(cargo(root, &run_bench).args(arguments))
+    // What is packaged is what is measured, as the peers are.
+    let build = ["build", "--profile", "dist", "--locked", "--package", "updraft"];
+    run(&mut cargo(root, &build))?;
+    let measure = ["run", "--profile", "dist", "--locked", "--package", "updraft-bench", "--"];
+    run(cargo(root, &measure).args(arguments))
 }
