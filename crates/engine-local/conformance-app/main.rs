@@ -6,12 +6,15 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
 /// What `/_/health` answers once `/sick` has been called; 0 before.
 static SICK: AtomicU16 = AtomicU16::new(0);
+
+/// Whether `/held` may answer.
+static RELEASED: AtomicBool = AtomicBool::new(false);
 
 /// Longest request head that is read.
 const HEAD_MAX: u64 = 64 * 1024;
@@ -104,6 +107,16 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
         ("slow", _) => {
             thread::sleep(Duration::from_millis(number()));
             text("slow".to_owned())
+        }
+        ("held", _) => {
+            while !RELEASED.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            text("released".to_owned())
+        }
+        ("release", _) => {
+            RELEASED.store(true, Ordering::Relaxed);
+            text("released".to_owned())
         }
         ("exit", _) => {
             println!("conformance app was asked to exit");

@@ -212,10 +212,12 @@ impl Controller {
                 // Nobody knows the replica yet, so nobody is on it.
                 let _ = adopted.load.pause_if_idle();
             }
+            // One that was ready is so from the first moment: no request waits for its task.
+            let endpoint = adopted.record.ready.then(|| Arc::new(adopted.endpoint()));
+            let standing = if endpoint.is_some() { Standing::Ready } else { Standing::Starting };
             let reports = self.reports.clone();
             let replica = replica::adopt(&self.shared, adopted, spec, reports);
-            let standing = Standing::Starting;
-            self.members.insert(id, Member { replica, standing, endpoint: None });
+            self.members.insert(id, Member { replica, standing, endpoint });
         }
     }
 
@@ -324,7 +326,8 @@ impl Controller {
                     if member.standing == Standing::Starting {
                         member.standing = Standing::Ready;
                     }
-                    member.endpoint = Some(endpoint);
+                    // One that was adopted ready has been told with the endpoint it has.
+                    member.endpoint.get_or_insert(endpoint);
                     let revision = member.replica.revision;
                     self.note(revision, |record| !std::mem::replace(&mut record.proven, true));
                 }

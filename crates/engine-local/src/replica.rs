@@ -71,6 +71,14 @@ pub(crate) struct Adopted {
     pub(crate) load: Arc<ReplicaLoad>,
 }
 
+impl Adopted {
+    /// Where its requests go.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        let address = SocketAddr::from((self.record.address, PORT));
+        Endpoint { replica: self.id.clone(), address, load: Arc::clone(&self.load) }
+    }
+}
+
 /// A replica as its function sees it.
 #[derive(Debug)]
 pub(crate) struct Replica {

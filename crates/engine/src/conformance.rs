@@ -15,6 +15,7 @@
 //! | `/read/PATH`, `/write/PATH`, `/remove/PATH` | the file's content, or nothing; 500 with the reason when it fails |
 //! | `/print/WORDS` | prints a line on standard output |
 //! | `/slow/MS` | answers that much later |
+//! | `/held` | answers once somebody has called `/release` |
 //! | `/exit/CODE` | ends the process |
 //! | `/memory/MIB` | touches that much memory |
 //! | `/hold/MIB` | touches that much memory and keeps it |
@@ -54,7 +55,8 @@ const LOOK: Duration = Duration::from_millis(10);
 /// An engine to be judged, with nothing deployed on it.
 #[async_trait]
 pub trait Harness: Sized + Send + Sync + 'static {
-    /// Makes a fresh engine. A replica may take at most 3 seconds to become ready on it.
+    /// Makes a fresh engine. A replica may take at most 10 seconds to become ready on it:
+    /// enough for a busy machine, little enough to wait for the end of.
     async fn start() -> Self;
 
     /// The engine.

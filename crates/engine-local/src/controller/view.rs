@@ -52,7 +52,9 @@ pub(crate) struct MemberView {
 }
 
 impl Controller {
-    /// Tells the data plane and whoever watches what is so now.
+    /// Tells the data plane and whoever watches what is so now. Replicas on their way out have
+    /// their doors shut in between: whoever waits for a new revision and then finds it serving
+    /// may rely on it that nothing new comes to the old one.
     pub(super) fn tell(&mut self) {
         let Some(desired) = self.desired.clone() else { return };
         let serving = desired.serving.revision;
@@ -82,6 +84,10 @@ impl Controller {
             self.published = Some(Arc::clone(&endpoints));
             (self.publish)(&self.id, Some(endpoints));
         }
+        self.members
+            .values()
+            .filter(|member| member.standing == Standing::Leaving)
+            .for_each(|member| member.replica.load.close());
         let shown = desired.shown().revision;
         let Some(spec) = self.spec_of(shown) else { return };
         let status = FunctionStatus {

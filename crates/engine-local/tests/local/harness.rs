@@ -127,7 +127,7 @@ fn options(name: &str, data: &Path, runtime: RuntimeChoice) -> LocalEngineOption
     let run = PathBuf::from(format!("/run/updraft-{name}"));
     LocalEngineOptions {
         runtime,
-        ready_limit: Duration::from_secs(3),
+        ready_limit: Duration::from_secs(10),
         // The app is the first process of its world and ignores SIGTERM.
         stop_grace: Duration::from_millis(100),
         ..LocalEngineOptions::new(name, data, &run)
@@ -191,7 +191,7 @@ where
 }
 
 /// Calls a replica: status and body.
-async fn call(address: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn call(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: function\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();

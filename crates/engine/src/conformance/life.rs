@@ -302,14 +302,15 @@ pub async fn an_open_request_ends_before_its_replica_goes<H: Harness>(judge: Arc
     let spec = judge.spec("patient");
     judge.deploy(&spec).await;
     let replica = Arc::clone(&judge.engine().endpoints().borrow()[&spec.id].ready[0]);
-    let slow = tokio::spawn({
+    let open = tokio::spawn({
         let (judge, id) = (Arc::clone(&judge), spec.id.clone());
-        async move { judge.try_call(&id, "/slow/1000").await }
+        async move { judge.try_call(&id, "/held").await }
     });
     judge.until("the request is under way", || async { replica.load.in_flight() == 1 }).await;
     judge.deploy(&with_environment(spec.clone(), &[("answer", "new")])).await;
     assert_eq!(judge.body(&spec.id, "/").await, "new");
-    assert_eq!(slow.await.unwrap().map(|answer| answer.body), Ok("slow".to_owned()));
+    Judge::<H>::request(replica.address, "/release").await.expect("it is still there");
+    assert_eq!(open.await.unwrap().map(|answer| answer.body), Ok("released".to_owned()));
 }
 
 /// The number of replicas follows what is asked for, and is told at once.
