@@ -28,7 +28,7 @@ const SHOWN_OF_SYS: [&str; 2] = ["/sys/devices/system/cpu", "/sys/kernel/mm/tran
 const OPEN_FILES: u64 = 65_536;
 
 /// The length of a scheduling period, in microseconds.
-const CPU_PERIOD: u64 = 100_000;
+pub(crate) const CPU_PERIOD: u64 = 100_000;
 
 /// What a container is made of.
 #[derive(Debug)]
@@ -224,6 +224,12 @@ impl Bundle<'_> {
 }
 
 impl Limits {
+    /// How much of a scheduling period, in microseconds, where there is a limit.
+    pub(crate) fn cpu_quota(&self) -> Option<u64> {
+        // The kernel takes no quota under a millisecond.
+        self.cpu_millis.map(|millis| millis.saturating_mul(CPU_PERIOD / 1000).max(1000))
+    }
+
     fn resources(&self) -> Value {
         let mut memory = json!({ "limit": self.memory_bytes });
         if self.swap_limit {
@@ -235,9 +241,7 @@ impl Limits {
             "pids": { "limit": self.processes },
             "devices": [{ "allow": false, "access": "rwm" }],
         });
-        if let Some(millis) = self.cpu_millis {
-            // The kernel takes no quota under a millisecond.
-            let quota = millis.saturating_mul(CPU_PERIOD / 1000).max(1000);
+        if let Some(quota) = self.cpu_quota() {
             resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD });
         }
         resources

@@ -4,6 +4,7 @@
 //! thaws (`freezer`), and clears away what is left of an instance.
 
 mod freezer;
+mod place;
 mod reclaim;
 mod usage;
 
@@ -17,6 +18,7 @@ use nix::unistd::Pid;
 
 use crate::options::OpenError;
 use crate::record::folder_entries;
+pub(crate) use place::Inside;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -107,8 +109,10 @@ impl Cgroups {
             walk(&place, &mut |folder| {
                 let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
                 // A process that this one cannot name is listed as 0, which `kill` takes for us all.
+                // Updraft itself is listed while a thread of it is inside (`place`).
+                let own = i32::try_from(std::process::id()).unwrap_or(1);
                 let pids = text.lines().filter_map(|line| line.parse().ok());
-                for pid in pids.filter(|pid| *pid > 1) {
+                for pid in pids.filter(|pid| *pid > 1 && *pid != own) {
                     found = true;
                     // One that ended meanwhile is what is wanted.
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -212,7 +212,7 @@ impl LocalEngine {
                 controller::spawn(&engine.shared, id.clone(), Some(record), own, engine.publish());
             engine.lock().insert(id, handle);
         }
-        engine.shared.runtime.make_ahead();
+        engine.shared.runtimes().for_each(Runtime::make_ahead);
         engine.shared.tasks.spawn(logs::keep(Arc::clone(&engine.shared)));
         engine.shared.tasks.spawn(strays::sweep(Arc::clone(&engine.shared)));
         tracing::info!(

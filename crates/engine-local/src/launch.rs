@@ -147,7 +147,9 @@ async fn start(
     bundle::write(&folder, &contents).map_err(failed("write its bundle"))?;
     let output = logs::create(options, &spec.id, replica).map_err(failed("make its log file"))?;
     shared.looked.begin(&logs::file(options, &spec.id, replica), options.log_limits());
-    let run = Run { id: replica.as_str().to_owned(), bundle: folder.clone(), root, output };
+    let id = replica.as_str().to_owned();
+    let Bundle { cgroup, limits, .. } = contents;
+    let run = Run { id, bundle: folder.clone(), root, cgroup, limits, output };
     let mut phases = Phases { bundle: begin.elapsed(), ..Phases::default() };
     let pid = runtime.run(run, &mut phases).await.map_err(|error| error.to_string())?;
     let process = Process::open(pid).map_err(failed("follow its process"))?;
@@ -243,6 +245,10 @@ pub(crate) async fn try_out(runtime: &Runtime, options: &LocalEngineOptions) -> 
     let folder = options.run.join(&id);
     let made = try_in(runtime, options, &id, &folder).await;
     let cleared = runtime.delete(&id).await.map_err(|error| error.to_string());
+    let group = cgroup_of(options, &id);
+    runtime.cgroups.kill_all(&group);
+    // Its processes may take a moment to end; then it goes with the instance.
+    drop(runtime.cgroups.remove(&group));
     // Nothing of value is in it, and the next start uses another.
     drop(fs::remove_dir_all(&folder));
     made.and(cleared)
@@ -294,7 +300,8 @@ async fn try_in(
         .mode(0o600)
         .open(folder.join("output"))
         .map_err(failed)?;
-    let run = Run { id: id.to_owned(), bundle: folder.to_owned(), root, output };
+    let Bundle { cgroup, limits, .. } = bundle;
+    let run = Run { id: id.to_owned(), bundle: folder.to_owned(), root, cgroup, limits, output };
     let pid = runtime.run(run, &mut Phases::default()).await.map_err(|error| error.to_string())?;
     let exit = match Process::open(pid) {
         Ok(process) => process.wait().await,

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
@@ -50,13 +51,16 @@ type Work = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub(crate) struct PrivateMounts {
     unified: UnifiedCgroup,
+    /// Whether namespaces are made ahead yet. Before everything that starts need is mounted they
+    /// must not be: where the host's mounts are private, later ones do not arrive in them.
+    ahead: Arc<AtomicBool>,
     /// Threads that wait in a namespace; one whose sender is dropped ends.
     spare: Arc<Mutex<VecDeque<mpsc::Sender<Work>>>>,
 }
 
 impl PrivateMounts {
     pub(crate) fn new(unified: UnifiedCgroup) -> Self {
-        Self { unified, spare: Arc::default() }
+        Self { unified, ahead: Arc::default(), spare: Arc::default() }
     }
 
     /// Runs `work` on a thread of its own inside a fresh copy of the mount namespace.
@@ -82,9 +86,15 @@ impl PrivateMounts {
         result.unwrap_or_else(|_| Err(io::Error::other("the worker thread panicked")))
     }
 
+    /// Keeps namespaces ready from now on. What is mounted on the host is to be mounted by then.
+    pub(crate) fn make_ahead(&self) {
+        self.ahead.store(true, Ordering::SeqCst);
+        self.refill();
+    }
+
     /// Makes as many namespaces ahead as are kept ready, behind the caller's back.
-    pub(crate) fn refill(&self) {
-        if self.lock().len() >= SPARE {
+    fn refill(&self) {
+        if !self.ahead.load(Ordering::SeqCst) || self.lock().len() >= SPARE {
             return;
         }
         let this = self.clone();
@@ -182,6 +192,21 @@ mod tests {
             });
             assert!(seen.await.unwrap());
             assert!(!is_mounted(&place));
+        }
+    }
+
+    /// As the runtime is tried out before the secrets' memory is mounted.
+    #[tokio::test]
+    async fn nothing_is_made_ahead_before_the_host_is_ready() {
+        let mounts = PrivateMounts::new(UnifiedCgroup::Shown);
+        mounts.run(|| Ok(())).await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(mounts.lock().is_empty(), "it could miss what is mounted next");
+        mounts.make_ahead();
+        let begin = std::time::Instant::now();
+        while mounts.lock().len() < SPARE {
+            assert!(begin.elapsed().as_secs() < 30, "no namespace is made ahead");
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
     }
 

@@ -15,7 +15,8 @@ use nix::unistd::Pid;
 use thiserror::Error;
 use updraft_idmap::IdMap;
 
-use crate::cgroup::{Cgroups, Layout};
+use crate::bundle::Limits;
+use crate::cgroup::{Cgroups, Inside, Layout};
 use crate::options::{LocalEngineOptions, OpenError, RuntimeChoice};
 use crate::phases::Phases;
 use crate::private_mounts::{PrivateMounts, STAGE, UnifiedCgroup};
@@ -62,6 +63,8 @@ pub(crate) struct Runtime {
     folder: PathBuf,
     mounts: PrivateMounts,
     pub(crate) cgroups: Cgroups,
+    /// Whether containers are put into their groups from here; else the runtime does it.
+    places: bool,
 }
 
 /// What is mounted for one container, seen by it alone.
@@ -168,6 +171,9 @@ pub(crate) struct Run {
     pub(crate) bundle: PathBuf,
     /// What it runs from.
     pub(crate) root: Root,
+    /// Its group, and what that may use at most.
+    pub(crate) cgroup: String,
+    pub(crate) limits: Limits,
     /// Where its output goes.
     pub(crate) output: File,
 }
@@ -178,13 +184,16 @@ impl Runtime {
         options: &LocalEngineOptions,
     ) -> Result<(Self, Vec<String>), OpenError> {
         let cgroups = Cgroups::detect();
-        let candidates: &[&'static str] = match options.runtime {
-            RuntimeChoice::Detect => &["crun", "runc"],
-            RuntimeChoice::Crun => &["crun"],
-            RuntimeChoice::Runc => &["runc"],
+        // With the quick way into the groups where there is one, else as the runtime does it.
+        let (quick, usual) = (("crun", true), ("crun", false));
+        let candidates: &[(&'static str, bool)] = match options.runtime {
+            RuntimeChoice::Detect => &[quick, usual, ("runc", false)],
+            RuntimeChoice::Crun => &[quick, usual],
+            RuntimeChoice::Runc => &[("runc", false)],
         };
+        let possible = |(_, places): &&(_, bool)| !places || cgroups.can_place();
         let mut refused = Vec::new();
-        for &name in candidates {
+        for &(name, places) in candidates.iter().filter(possible) {
             let hidden = name == "crun" && cgroups.layout == Layout::Hybrid;
             let unified = if hidden { UnifiedCgroup::Hidden } else { UnifiedCgroup::Shown };
             let folder = options.runtime_folder().join(name);
@@ -197,7 +206,8 @@ impl Runtime {
                 }
             };
             let mounts = PrivateMounts::new(unified);
-            let runtime = Self { name, version, folder, mounts, cgroups: cgroups.clone() };
+            let cgroups = cgroups.clone();
+            let runtime = Self { name, version, folder, mounts, cgroups, places };
             match works(&runtime, options).await {
                 Ok(()) => return Ok((runtime, refused)),
                 Err(reason) => refused.push(format!("{name}: {reason}")),
@@ -208,7 +218,7 @@ impl Runtime {
 
     /// Prepares what the next starts need; for a runtime that will make some.
     pub(crate) fn make_ahead(&self) {
-        self.mounts.refill();
+        self.mounts.make_ahead();
     }
 
     /// gVisor's `runsc`, for functions that are to have a kernel of their own.
@@ -224,7 +234,8 @@ impl Runtime {
         let folder = options.runtime_folder().join(name);
         fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
         let mounts = PrivateMounts::new(UnifiedCgroup::Shown);
-        let runtime = Self { name, version, folder, mounts, cgroups: cgroups.clone() };
+        let cgroups = cgroups.clone();
+        let runtime = Self { name, version, folder, mounts, cgroups, places: false };
         works(&runtime, options).await.map(|()| runtime)
     }
 
@@ -238,7 +249,8 @@ impl Runtime {
         command.arg("--root").arg(&self.folder);
         match self.name {
             "crun" => {
-                command.arg("--cgroup-manager=cgroupfs");
+                let manager = if self.places { "disabled" } else { "cgroupfs" };
+                command.arg(format!("--cgroup-manager={manager}"));
             }
             // Its own network stack on the device, and writes go to the bounded layer that every
             // root has.
@@ -274,13 +286,18 @@ impl Runtime {
             .arg(&run.id)
             .stdout(run.output)
             .stderr(errors);
-        let root = run.root;
+        let Run { root, cgroup, limits, .. } = run;
+        let cgroups = self.places.then(|| self.cgroups.clone());
         let mounted = Arc::new(OnceLock::new());
         let told = Arc::clone(&mounted);
         let status = self.call(command, move || {
-            root.mount()?;
+            root.mount().map_err(|error| {
+                io::Error::new(error.kind(), format!("the root could not be mounted: {error}"))
+            })?;
             let _ = told.set(begin.elapsed());
-            Ok(())
+            let Some(cgroups) = cgroups else { return Ok(None) };
+            cgroups.make(&cgroup, &limits)?;
+            cgroups.enter(&cgroup).map(Some)
         });
         let status = status.await?;
         phases.mount = mounted.get().copied().unwrap_or_default();
@@ -304,7 +321,7 @@ impl Runtime {
         }
         let mut command = self.command();
         command.args(["delete", "--force"]).arg(id).stdout(Stdio::null()).stderr(Stdio::null());
-        if self.call(command, || Ok(())).await? || !self.folder.join(id).exists() {
+        if self.call(command, || Ok(None)).await? || !self.folder.join(id).exists() {
             Ok(())
         } else {
             let reason = format!("container `{id}` could not be deleted");
@@ -322,19 +339,17 @@ impl Runtime {
         }
     }
 
-    /// Calls the program in a mount namespace that `prepare` has furnished. Returns whether it
-    /// ended well.
+    /// Calls the program in a mount namespace that `prepare` has furnished, and in the groups that
+    /// it has entered. Returns whether it ended well.
     async fn call(
         &self,
         mut command: Command,
-        prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
+        prepare: impl FnOnce() -> io::Result<Option<Inside>> + Send + 'static,
     ) -> Result<bool, RuntimeError> {
         let pid = Arc::new(AtomicI32::new(0));
         let started = Arc::clone(&pid);
         let work = self.mounts.run(move || {
-            prepare().map_err(|error| {
-                io::Error::new(error.kind(), format!("the root could not be mounted: {error}"))
-            })?;
+            let inside = prepare()?;
             // A group of its own: a Ctrl-C in Updraft's terminal is not meant for containers.
             command.process_group(0);
             let (mut child, id) = {
@@ -345,6 +360,8 @@ impl Runtime {
                 calls.insert(id);
                 (child, id)
             };
+            // What was started is in the groups; this thread is no part of the container.
+            drop(inside);
             started.store(id, Ordering::SeqCst);
             let status = child.wait();
             started.store(0, Ordering::SeqCst);
