@@ -25,10 +25,13 @@ use crate::dockerfile::{BYTES_MAX, Dockerfile, Needed};
 use crate::network::{self, Network};
 use crate::output::Output;
 use crate::sandbox::{self, End, Running, View};
+use crate::seccomp;
 use crate::{BuildError, BuildPolicy, BuildRequest, Builder, BuiltImage, LineSink};
 
 /// Part of every key: to be raised when the way of building changes what comes out.
 const KEY_VERSION: &str = "updraft build 1";
+/// File in a build's folder that lists the system calls of its steps.
+const CALLS: &str = "seccomp.json";
 /// How often the disk is looked at.
 const DISK_WATCH: Duration = Duration::from_millis(250);
 /// What the default set of `buildah` grants and no build step needs: making device files and
@@ -67,6 +70,8 @@ pub struct BuildahBuilder {
     is_walled: Arc<OnceCell<()>>,
     /// Why builds run as root of the machine, where they do.
     without_users: Option<Arc<str>>,
+    /// The system calls that steps have; without, those that `buildah` gives.
+    calls: Option<Arc<str>>,
     /// Whether a killed build, of this process or an earlier one, may have left something.
     untidy: Arc<AtomicBool>,
     /// Paths that builds see, without symbolic links.
@@ -119,6 +124,7 @@ impl BuildahBuilder {
             network,
             is_walled,
             without_users,
+            calls: seccomp::profile().map(Arc::from),
             untidy,
             root,
             run_root,
@@ -131,7 +137,12 @@ impl BuildahBuilder {
         let users = users.map(|reason| format!("builds run as root of this machine: {reason}"));
         let groups = matches!(self.cgroups, Cgroups::Missing)
             .then(|| "builds have no limits on memory, processes and processors".to_owned());
-        users.into_iter().chain(groups).collect()
+        let calls = self.calls.is_none().then(|| {
+            "steps of builds may trace each other and ask for the kernel's keys: this machine has \
+             no list of system calls at /usr/share/containers/seccomp.json"
+                .to_owned()
+        });
+        users.into_iter().chain(groups).chain(calls).collect()
     }
 
     /// Removes what builds on the store in this folder left in the machine beside their files.
@@ -249,6 +260,10 @@ impl BuildahBuilder {
         }
         if let Some(policy) = self.store.signature_policy() {
             command.arg("--signature-policy").arg(policy);
+        }
+        if self.calls.is_some() {
+            let calls = folder.join(CALLS);
+            command.arg("--security-opt").arg(format!("seccomp={}", calls.display()));
         }
         for (name, value) in &request.build_args {
             command.arg(format!("--build-arg={name}={value}"));
@@ -452,6 +467,10 @@ impl Builder for BuildahBuilder {
         };
         let path = folder.0.join("Dockerfile");
         fs::write(&path, file.pinned(pin, &variables)).map_err(BuildError::io("write", &path))?;
+        if let Some(calls) = &self.calls {
+            let path = folder.0.join(CALLS);
+            fs::write(&path, &**calls).map_err(BuildError::io("write", &path))?;
+        }
         let names = images.iter().map(|(image, found)| (found.id.hex(), image.to_string()));
         let hidden = variables.first().map(|(name, value)| format!("ARG {name}={value} "));
         let mut lines = Output::new(output, names.collect(), hidden);

@@ -13,6 +13,7 @@ mod network;
 mod output;
 mod port;
 mod sandbox;
+mod seccomp;
 
 pub use buildah::BuildahBuilder;
 pub use error::BuildError;

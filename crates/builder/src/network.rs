@@ -6,8 +6,8 @@
 //! a service of the host, the platform on 127.0.0.1 included, a function's replica, another
 //! build, or a link-local (metadata) address, and nothing over IPv6.
 //!
-//! All goes away by itself with the namespace; only the firewall table stays, and is replaced by
-//! the next start.
+//! All goes away by itself with the namespace; only the firewall table ([`firewall`]) stays, and is
+//! replaced by the next start.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,8 +21,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use serde_json::{Value, json};
+use serde_json::json;
 use thiserror::Error;
+
+mod firewall;
 
 /// The block of addresses: two networks of 256 × 256 for measurements, never routed.
 const BLOCK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
@@ -38,7 +40,7 @@ const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.c
 /// What builds may reach.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Egress {
-    /// The world outside.
+    /// The world outside: every public address, and the machine's name servers.
     #[default]
     Open,
     /// Nothing.
@@ -47,23 +49,35 @@ pub enum Egress {
     Only(Vec<Destination>),
 }
 
-/// A block of addresses that builds may reach, perhaps on one port only.
+/// What builds may reach, one entry of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Destination {
-    base: Ipv4Addr,
-    prefix: u8,
-    port: Option<u16>,
+pub enum Destination {
+    /// Every public address. Not the private networks around the machine, where a name that a
+    /// stranger chose could lead.
+    Public,
+    /// A block of addresses, perhaps on one port only.
+    Network {
+        /// Its first address, or any in it.
+        base: Ipv4Addr,
+        /// How many leading bits its addresses share.
+        prefix: u8,
+        /// The port over TCP; every port and protocol when absent.
+        port: Option<u16>,
+    },
 }
 
 /// The text names no destination.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("`{0}` is no destination, write for instance `192.0.2.0/24` or `192.0.2.7:443`")]
+#[error("`{0}` is no destination, write for instance `public`, `192.0.2.0/24` or `192.0.2.7:443`")]
 pub struct ParseDestinationError(String);
 
 impl FromStr for Destination {
     type Err = ParseDestinationError;
 
     fn from_str(text: &str) -> Result<Self, ParseDestinationError> {
+        if text == "public" {
+            return Ok(Self::Public);
+        }
         let wrong = || ParseDestinationError(text.to_owned());
         let (rest, port) = match text.split_once(':') {
             Some((rest, port)) => (rest, Some(port.parse().map_err(|_| wrong())?)),
@@ -76,14 +90,19 @@ impl FromStr for Destination {
         if prefix > 32 || port == Some(0) {
             return Err(wrong());
         }
-        Ok(Self { base: base.parse().map_err(|_| wrong())?, prefix, port })
+        Ok(Self::Network { base: base.parse().map_err(|_| wrong())?, prefix, port })
     }
 }
 
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.base, self.prefix)?;
-        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+        match self {
+            Self::Public => f.write_str("public"),
+            Self::Network { base, prefix, port } => {
+                write!(f, "{base}/{prefix}")?;
+                port.map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
+        }
     }
 }
 
@@ -125,8 +144,8 @@ impl Network {
             .lines()
             .filter_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok())
             .collect();
-        let ruleset = ruleset(&self.table, &self.device_prefix, &self.egress, &servers);
-        apply(ruleset).await?;
+        let ruleset = firewall::ruleset(&self.table, &self.device_prefix, &self.egress, &servers);
+        firewall::apply(ruleset).await?;
         self.is_installed.store(true, Ordering::Relaxed);
         let forward = "/proc/sys/net/ipv4/ip_forward";
         let is_on = fs::read_to_string(forward).is_ok_and(|text| text.trim() == "1");
@@ -182,7 +201,7 @@ impl Drop for Network {
         if !self.is_installed.load(Ordering::Relaxed) {
             return;
         }
-        let ruleset = json!({ "nftables": without(&self.table) }).to_string();
+        let ruleset = json!({ "nftables": firewall::without(&self.table) }).to_string();
         let arguments = nftables::helper::DEFAULT_ARGS.iter().copied();
         let program = nftables::helper::DEFAULT_NFT;
         if let Err(error) = nftables::helper::apply_ruleset_raw(&ruleset, program, arguments) {
@@ -194,7 +213,7 @@ impl Drop for Network {
 /// Removes the firewall table of a store's builds.
 pub(crate) async fn remove(hash: &str) -> Result<(), String> {
     let network = Network::new(Egress::Closed, hash);
-    apply(json!({ "nftables": without(&network.table) })).await
+    firewall::apply(json!({ "nftables": firewall::without(&network.table) })).await
 }
 
 /// The two addresses of a pair that is not in use.
@@ -272,110 +291,6 @@ fn without_own(text: &str) -> String {
     text.lines().filter(keep).fold(String::new(), |text, line| text + line.trim() + "\n")
 }
 
-async fn apply(ruleset: Value) -> Result<(), String> {
-    let applied = tokio::task::spawn_blocking(move || {
-        let arguments = nftables::helper::DEFAULT_ARGS.iter().copied();
-        let program = nftables::helper::DEFAULT_NFT;
-        nftables::helper::apply_ruleset_raw(&ruleset.to_string(), program, arguments)
-    });
-    match applied.await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!(
-            "`nft` did not accept the firewall of builds ({error}); is nftables installed?"
-        )),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// Deletes the table whether or not it is there: a delete needs one, so one is added first.
-fn without(table: &str) -> Vec<Value> {
-    let table = json!({ "table": { "family": "inet", "name": table } });
-    vec![json!({ "add": table }), json!({ "delete": table })]
-}
-
-fn ruleset(table: &str, device: &str, egress: &Egress, servers: &[Ipv4Addr]) -> Value {
-    let chain = |name: &str, kind: &str, hook: &str, priority: i32| {
-        json!({ "add": { "chain": {
-            "family": "inet", "table": table, "name": name,
-            "type": kind, "hook": hook, "prio": priority, "policy": "accept",
-        }}})
-    };
-    let rule = |chain: &str, expression: Vec<Value>| {
-        json!({ "add": { "rule": {
-            "family": "inet", "table": table, "chain": chain, "expr": expression,
-        }}})
-    };
-    let compare = |op: &str, left: Value, right: Value| json!({ "match": { "op": op, "left": left, "right": right } });
-    let is = |left: Value, right: Value| compare("==", left, right);
-    let meta = |key: &str| json!({ "meta": { "key": key } });
-    let ip = |field: &str| json!({ "payload": { "protocol": "ip", "field": field } });
-    let block = |base: Ipv4Addr, prefix: u8| {
-        if prefix == 32 {
-            return json!(base.to_string());
-        }
-        json!({ "prefix": { "addr": base.to_string(), "len": prefix } })
-    };
-    let ours = block(BLOCK, 15);
-    let from_build = is(meta("iifname"), json!(format!("{device}*")));
-    let to_build = is(meta("oifname"), json!(format!("{device}*")));
-    let is_answer = json!({ "match": {
-        "op": "in", "left": { "ct": { "key": "state" } }, "right": ["established", "related"],
-    }});
-    let (drop, accept) = (json!({ "drop": null }), json!({ "accept": null }));
-    let mut all = without(table);
-    all.push(json!({ "add": { "table": { "family": "inet", "name": table } } }));
-    // Ours come before those of other programs: what is dropped here stays dropped.
-    all.push(chain("build_input", "filter", "input", -10));
-    all.push(chain("build_forward", "filter", "forward", -10));
-    all.push(chain("build_postrouting", "nat", "postrouting", 100));
-    all.push(rule("build_input", vec![from_build.clone(), drop.clone()]));
-    let mut forward = |expression: Vec<Value>| all.push(rule("build_forward", expression));
-    let is_ipv6 = is(meta("nfproto"), json!("ipv6"));
-    forward(vec![from_build.clone(), is_ipv6, drop.clone()]);
-    let forged = compare("!=", ip("saddr"), ours.clone());
-    forward(vec![from_build.clone(), forged, drop.clone()]);
-    for (base, prefix) in [
-        (Ipv4Addr::new(169, 254, 0, 0), 16),
-        (Ipv4Addr::new(127, 0, 0, 0), 8),
-        (Ipv4Addr::new(224, 0, 0, 0), 4),
-        (BLOCK, 15),
-    ] {
-        forward(vec![from_build.clone(), is(ip("daddr"), block(base, prefix)), drop.clone()]);
-    }
-    // Bridges of functions, of whatever instance.
-    let to_functions = is(meta("oifname"), json!("updraft*"));
-    forward(vec![from_build.clone(), to_functions, drop.clone()]);
-    if let Egress::Only(destinations) = egress {
-        let dport =
-            |protocol: &str| json!({ "payload": { "protocol": protocol, "field": "dport" } });
-        for destination in destinations {
-            let mut expression = vec![
-                from_build.clone(),
-                is(ip("daddr"), block(destination.base, destination.prefix)),
-            ];
-            expression.extend(destination.port.map(|port| is(dport("tcp"), json!(port))));
-            expression.push(accept.clone());
-            forward(expression);
-        }
-        for server in servers {
-            for protocol in ["udp", "tcp"] {
-                let to_server = is(ip("daddr"), json!(server.to_string()));
-                let to_names = is(dport(protocol), json!(53));
-                forward(vec![from_build.clone(), to_server, to_names, accept.clone()]);
-            }
-        }
-    }
-    if *egress != Egress::Open {
-        forward(vec![from_build, drop.clone()]);
-    }
-    forward(vec![to_build.clone(), is_answer, accept]);
-    forward(vec![to_build.clone(), drop]);
-    let leaves = compare("!=", meta("oifname"), json!(format!("{device}*")));
-    let translated = vec![is(ip("saddr"), ours), leaves, json!({ "masquerade": null })];
-    all.push(rule("build_postrouting", translated));
-    json!({ "nftables": all })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,6 +302,7 @@ mod tests {
         };
         check("192.0.2.0/24", "192.0.2.0/24");
         check("192.0.2.7:443", "192.0.2.7/32:443");
+        check("public", "public");
         for wrong in ["", "example.com", "192.0.2.0/33", "192.0.2.7:0", "::1", "192.0.2.7:x"] {
             let error = wrong.parse::<Destination>().unwrap_err();
             assert!(error.to_string().contains("192.0.2.0/24"), "{error}");

@@ -136,7 +136,16 @@ pub(crate) fn launcher(users: Option<&IdMap>) -> Command {
         }
         None => Command::new("setpriv"),
     };
-    command.args(["--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--pid"]);
+    // Without new privileges the marks of set-user-id programs mean nothing.
+    command.args([
+        "--no-new-privs",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--fork",
+        "--kill-child",
+        "--pid",
+    ]);
     command.args(["--mount", "--propagation", "slave", "--mount-proc", "--ipc", "--uts"]);
     command
 }

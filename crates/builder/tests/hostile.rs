@@ -157,6 +157,7 @@ async fn a_hostile_step_reaches_nothing_of_the_machine() {
         format!("[::1]:{port}"),
         "169.254.169.254:80".to_owned(),
         "[fe80::a9fe:a9fe]:80".to_owned(),
+        "[fd00:ec2::254]:80".to_owned(),
         canary.display().to_string(),
         other.display().to_string(),
         bench.test.store().root().display().to_string(),
@@ -179,6 +180,176 @@ async fn a_hostile_step_reaches_nothing_of_the_machine() {
     // What the platform's own process has in its environment stays there.
     assert!(std::env::var("CARGO_MANIFEST_DIR").is_ok());
     assert!(bench.lines.lock().unwrap().iter().all(|line| !line.contains("CARGO_MANIFEST_DIR")));
+}
+
+/// Starts a build that waits to be attacked; gives what it said about itself.
+async fn victim(bench: &Bench, owner: &str, cancel: &CancellationToken) -> Victim {
+    let file =
+        format!("FROM {TEST_HTTP}\nCOPY attack /attack\nRUN [\"/attack\", \"victim\", \"7070\"]\n");
+    let mut request = bench.request(owner, "victim", &file);
+    request.cancel = cancel.clone();
+    fs::copy(program(bench.test.folder()), request.context.join("attack")).unwrap();
+    let context = request.context.clone();
+    let (builder, lines) = (bench.builder.clone(), Arc::new(Mutex::new(Vec::new())));
+    let sink: LineSink = {
+        let lines: Arc<Mutex<Vec<String>>> = lines.clone();
+        Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()))
+    };
+    let build = tokio::spawn(async move { builder.build(&request, &sink).await });
+    let begin = Instant::now();
+    let about = loop {
+        let said = lines
+            .lock()
+            .unwrap()
+            .iter()
+            .find_map(|line| line.strip_prefix("VICTIM ").map(str::to_owned));
+        if let Some(said) = said {
+            break said;
+        }
+        assert!(!build.is_finished(), "{:#?}", lines.lock().unwrap());
+        assert!(begin.elapsed() < Duration::from_mins(2), "the victim does not start");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let address = about.split(' ').next().unwrap().to_owned();
+    assert!(about.ends_with("true"), "it has memory to share: {about}");
+    Victim { build, lines, address, context }
+}
+
+struct Victim {
+    build: tokio::task::JoinHandle<Result<BuiltImage, BuildError>>,
+    lines: Arc<Mutex<Vec<String>>>,
+    address: String,
+    context: PathBuf,
+}
+
+impl Victim {
+    fn count(&self, line: &str) -> usize {
+        self.lines.lock().unwrap().iter().filter(|said| said.starts_with(line)).count()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_step_finds_nothing_of_another_running_build() {
+    let bench = Bench::new(Egress::Open).await;
+    let cancel = CancellationToken::new();
+    let victim = victim(&bench, "alice", &cancel).await;
+    let before = victim.count("WELL");
+    let arguments = [
+        format!("{}:7070", victim.address),
+        victim.context.display().to_string(),
+        bench.test.store().root().join("updraft-builds").display().to_string(),
+    ];
+    bench.attack(&arguments).await;
+    assert_eq!(bench.lines("TRIED "), ["true"]);
+    assert_eq!(bench.lines("REACHED "), Vec::<String>::new());
+    assert_eq!(victim.count("VISITED"), 0);
+    // It goes on as if nothing had been.
+    let begin = Instant::now();
+    while victim.count("WELL") < before + 3 {
+        assert!(!victim.build.is_finished() && begin.elapsed() < Duration::from_mins(1));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cancel.cancel();
+    assert!(matches!(victim.build.await.unwrap(), Err(BuildError::Cancelled)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_user_id_program_of_an_image_makes_nobody_root() {
+    let bench = Bench::new(Egress::Closed).await;
+    let file = format!(
+        "FROM {TEST_HTTP}\nCOPY attack /attack\nRUN [\"/attack\", \"mark\", \"/attack\"]\n\
+         USER 1000:1000\nRUN [\"/attack\"]\n"
+    );
+    let request = bench.request("mallory", "marked", &file);
+    fs::copy(program(bench.test.folder()), request.context.join("attack")).unwrap();
+    let built = bench.build(&request).await.unwrap();
+    assert_eq!(bench.lines("TRIED "), ["true"]);
+    assert_eq!(bench.lines("REACHED "), Vec::<String>::new());
+    // It is marked, and that is all.
+    let image = bench.test.store().resolve(&built.image).await.unwrap().unwrap();
+    let tree = bench.test.store().mount(&image).await.unwrap();
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(fs::metadata(tree.join("attack")).unwrap().mode() & 0o7777, 0o6755);
+}
+
+/// A machine of a private network beside this one, gone when it is dropped.
+struct Beside {
+    address: std::net::Ipv4Addr,
+    process: std::process::Child,
+}
+
+impl Beside {
+    fn new() -> Self {
+        let busybox = ["busybox", "nc", "-ll", "-p", "7071", "-e", "/bin/busybox", "true"];
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare", "--net"]).args(busybox);
+        let process = command.spawn().unwrap();
+        let this = Self { address: private_address(), process };
+        let ip = |arguments: &str| {
+            let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+            assert!(
+                output.status.success(),
+                "{arguments}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        };
+        let (pid, device) = (this.process.id(), format!("upt{}", this.process.id()));
+        let own = fs::read_link("/proc/self/ns/net").unwrap();
+        let begin = Instant::now();
+        while fs::read_link(format!("/proc/{pid}/ns/net")).unwrap() == own {
+            assert!(begin.elapsed() < Duration::from_mins(1), "it has no network of its own");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let here = std::net::Ipv4Addr::from_bits(this.address.to_bits() - 1);
+        ip(&format!("link add {device} type veth peer name eth0 netns {pid}"));
+        ip(&format!("addr add {here}/30 dev {device}"));
+        ip(&format!("link set {device} up"));
+        let inside = |arguments: &str| {
+            let mut command = Command::new("nsenter");
+            command.args(["--net", "--target", &pid.to_string(), "ip"]);
+            assert!(command.args(arguments.split(' ')).status().unwrap().success());
+        };
+        inside(&format!("addr add {}/30 dev eth0", this.address));
+        inside("link set eth0 up");
+        inside(&format!("route add default via {here}"));
+        this
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Its network goes with it, and the device here with that.
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// The second address of a pair that no other test has.
+fn private_address() -> std::net::Ipv4Addr {
+    let pair = std::process::id() % (1 << 14);
+    std::net::Ipv4Addr::from_bits(u32::from_be_bytes([10, 217, 0, 0]) + pair * 4 + 2)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_network_is_open_to_builds_only_where_a_list_names_it() {
+    let beside = Beside::new();
+    let address = format!("{}:7071", beside.address);
+    let begin = Instant::now();
+    while TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(1)).is_err() {
+        assert!(begin.elapsed() < Duration::from_mins(1), "it does not answer");
+    }
+    // A name that means this address, as one that was rebound, leads here too.
+    for (egress, reached) in [
+        (Egress::Open, false),
+        (Egress::Only(vec!["public".parse().unwrap()]), false),
+        (Egress::Only(vec![address.parse().unwrap()]), true),
+    ] {
+        let bench = Bench::new(egress.clone()).await;
+        bench.attack(std::slice::from_ref(&address)).await;
+        let told = bench.lines("REACHED ");
+        let expected = if reached { vec![format!("reaching {address}")] } else { Vec::new() };
+        assert_eq!(told, expected, "{egress:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -409,7 +409,7 @@ fn egress<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Egress, D::Error
             "open" => Ok(Egress::Open),
             "closed" => Ok(Egress::Closed),
             other => Err(D::Error::custom(format!(
-                "`{other}` is no egress, write `open`, `closed` or a list of addresses"
+                "`{other}` is no egress, write `open`, `closed` or a list such as `[\"public\", \"10.1.2.3:3142\"]`"
             ))),
         },
         Written::List(list) => {
