@@ -1,4 +1,5 @@
-//! Calls that are made later: accepted, made, told of, and none lost when the server is killed.
+//! Calls that are made later: accepted, made, told of, and none lost when the server is killed,
+//! whether the server keeps them or NATS does.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use updraft_tests::images::alpine;
-use updraft_tests::{Answer, Cloud, eventually};
+use updraft_tests::{Answer, Cloud, Nats, eventually};
 
 const IMAGE: &str = "functions/alpine:latest";
 
@@ -22,10 +23,15 @@ const KILLS: usize = 3;
 
 /// A cloud with the image, whose callbacks may reach this machine.
 fn cloud() -> Cloud {
+    cloud_with("")
+}
+
+/// The same, with more about the queue in its configuration.
+fn cloud_with(more: &str) -> Cloud {
     let mut cloud = Cloud::start_with_images(&[alpine(&[IMAGE])], &[]);
     let config = cloud.data_dir().join("test.toml");
-    let text = "[queue]\ncallback_allow = ['127.0.0.0/8']\nretry_min_wait = '100ms'\n";
-    std::fs::write(&config, text).expect("the configuration can be written");
+    let usual = "[queue]\ncallback_allow = ['127.0.0.0/8']\nretry_min_wait = '100ms'\n";
+    std::fs::write(&config, format!("{usual}{more}")).expect("the configuration can be written");
     cloud.signal(rustix::process::Signal::TERM);
     start_again(&mut cloud);
     cloud
@@ -223,4 +229,79 @@ async fn no_accepted_call_is_lost_when_the_server_is_killed_again_and_again() {
     }
     let dead = cloud.json(&["calls", "list", "--dead"]);
     assert_eq!(dead, json!([]));
+}
+
+#[tokio::test]
+async fn calls_kept_by_nats_are_made_told_of_and_outlive_the_server_and_the_broker() {
+    let mut nats = Nats::start();
+    let backend = format!("backend = 'nats'\n[queue.nats]\nservers = ['{}']\n", nats.url());
+    let mut cloud = cloud_with(&backend);
+    let receiver = Receiver::start();
+    let url = format!("http://{}/hook", receiver.address);
+    let told = async |id: &str, body: &str| {
+        eventually(&format!("the receiver is told {body} of {id}"), LIMIT, async || {
+            receiver.told().get(id)?.iter().any(|told| told == body).then_some(())
+        })
+        .await;
+    };
+
+    // Made, with a result by its id, and told of.
+    deploy(&cloud, "echo", "cat", json!({})).await;
+    assert_eq!(submit(&cloud, "nobody", &[], "x").await.status, 404);
+    let own = [("x-call-id", "my-call"), ("x-callback-url", url.as_str())];
+    let accepted = submit(&cloud, "echo/a%2Fb?c=d", &own, "hello").await;
+    assert_eq!((accepted.status, accepted.header("x-call-id")), (202, "my-call"));
+    let call = ends(&cloud, "my-call", "done").await;
+    assert_eq!((&call["status"], &call["path"]), (&json!(200), &json!("/a%2Fb?c=d")));
+    assert_eq!(cloud.run_ok(&["calls", "result", "my-call"]), "hello");
+    told("my-call", "hello").await;
+    // One whose body lies apart from its message.
+    let long = "long ".repeat(200 << 10);
+    let id = submit(&cloud, "echo", &[], &long).await.header("x-call-id").to_owned();
+    ends(&cloud, &id, "done").await;
+    assert!(cloud.run_ok(&["calls", "result", &id]) == long[..long.len().min(1 << 20)]);
+
+    // A dead letter, whose function is mended, is made again by a server that was killed meanwhile.
+    let once = json!({"com.openfaas.retry.attempts": "1", "com.openfaas.retry.min_wait": "50ms"});
+    deploy(&cloud, "mended", "false", once.clone()).await;
+    let callback = [("x-callback-url", url.as_str())];
+    let letter = submit(&cloud, "mended", &callback, "again").await.header("x-call-id").to_owned();
+    let dead = ends(&cloud, &letter, "dead").await;
+    assert_eq!((&dead["status"], &dead["attempts"]), (&json!(500), &json!(2)));
+    deploy(&cloud, "slow", "sleep 3", json!({})).await;
+    let running = submit(&cloud, "slow", &callback, "").await.header("x-call-id").to_owned();
+    ends(&cloud, &running, "running").await;
+    cloud.kill();
+    start_again(&mut cloud);
+    assert!(cloud.run_ok(&["calls", "list", "--dead"]).contains(&letter));
+    deploy(&cloud, "mended", "cat", once).await;
+    eventually("the mended function answers", LIMIT, async || {
+        let answer = cloud.send("POST", "127.0.0.1", "/function/mended", &[], "x").await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    cloud.run_ok(&["calls", "redrive", &letter]);
+    ends(&cloud, &letter, "done").await;
+    told(&letter, "again").await;
+    // The call that was under way when the server was killed is made again under its own id.
+    assert!(ends(&cloud, &running, "done").await["attempts"].as_u64() > Some(1));
+    told(&running, "").await;
+
+    // Without the broker nothing is taken; what it has taken is there when it is back.
+    deploy(&cloud, "waits", "sh -c 'test -e /tmp/never'", json!({})).await;
+    let kept = submit(&cloud, "waits", &[], "kept").await.header("x-call-id").to_owned();
+    nats.kill();
+    let refused = eventually("calls are refused", LIMIT, async || {
+        let answer = submit(&cloud, "echo", &[], "x").await;
+        (answer.status != 202).then_some(answer)
+    })
+    .await;
+    assert_eq!((refused.status, refused.header("retry-after").is_empty()), (503, false));
+    nats.resume();
+    eventually("calls are taken", LIMIT, async || {
+        (submit(&cloud, "echo", &[], "x").await.status == 202).then_some(())
+    })
+    .await;
+    let found = cloud.json(&["calls", "show", &kept]);
+    assert_eq!((&found["function"], &found["bytes"]), (&json!("waits"), &json!(4)));
 }

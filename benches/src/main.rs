@@ -6,7 +6,6 @@
 mod engine;
 mod load;
 mod measure;
-mod nats;
 mod nginx;
 mod queue;
 mod report;

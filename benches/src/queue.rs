@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -18,9 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use updraft_tests::images::alpine;
-use updraft_tests::{Cloud, eventually};
+use updraft_tests::{Cloud, Nats, eventually};
 
-use crate::nats::Nats;
 use crate::report::{Report, millis, percentile};
 
 const IMAGE: &str = "functions/alpine:latest";
@@ -111,7 +110,7 @@ pub(crate) async fn accepts(report: &mut Report, time: Duration) -> Result<()> {
         "≥ 10 000/s",
         Some(embedded >= 10_000.0),
     );
-    let nats = Nats::start()?;
+    let nats = Nats::start();
     let config =
         format!("concurrency = 1\nbackend = 'nats'\n[queue.nats]\nservers = ['{}']", nats.url());
     let broker = accepted_a_second(&config, time).await?;
@@ -180,8 +179,10 @@ pub(crate) async fn latency(report: &mut Report, calls: usize) -> Result<()> {
 pub(crate) async fn kills(report: &mut Report, calls: usize) -> Result<()> {
     const KILLS: usize = 5;
     let mut cloud = cloud("keep_count = 1000000").await?;
-    let each = calls / CONNECTIONS;
-    let enough = move |count| count >= each;
+    let left = Arc::new(AtomicUsize::new(calls));
+    let one_less = |left: usize| left.checked_sub(1);
+    let enough =
+        move |_| left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err();
     let accepted = flood(cloud.address(), Bytes::from(vec![b'x'; 1024]), enough).await?;
     let begun = Instant::now();
     for kill in 0..KILLS {

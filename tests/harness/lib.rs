@@ -10,6 +10,7 @@ pub mod fixture;
 mod git;
 mod http;
 pub mod images;
+mod nats;
 mod sweep;
 mod traces;
 
@@ -20,6 +21,7 @@ pub use cloud::{Cloud, CommandOutput, binary};
 pub use data_plane::DataPlane;
 pub use git::{PushOutcome, Repository};
 pub use http::{Answer, Connection};
+pub use nats::Nats;
 pub use traces::Traces;
 
 /// The bytes in base64, as JSON carries them.

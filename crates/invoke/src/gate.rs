@@ -20,21 +20,16 @@ use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use updraft_engine::{Engine, EngineError, SecretValue};
+use updraft_engine::{Engine, SecretValue};
 use updraft_model::{FunctionSpec, Namespace, Proof, Protection, format_duration};
 
 use crate::failure::Failure;
+use crate::keys::{self, MissingKeys};
 use crate::options::InvokeOptions;
 
 /// Headers that carry a signature, the first that is there counts.
 static SIGNATURES: [HeaderName; 2] =
     [HeaderName::from_static("x-hub-signature-256"), HeaderName::from_static("x-hmac-signature")];
-
-/// Most keys accepted at once; further lines of the secret are not read.
-const MOST_KEYS: usize = 32;
-
-/// How long the engine may take to read a secret.
-const READ_LIMIT: Duration = Duration::from_secs(5);
 
 /// The door of one private function.
 pub(crate) struct Gate {
@@ -51,16 +46,7 @@ pub(crate) struct Gate {
 struct Keys {
     read: Instant,
     /// Why there are none, for the log.
-    lines: Result<Vec<SecretValue>, Missing>,
-}
-
-/// Why there is no key.
-#[derive(Debug, Clone, Copy)]
-enum Missing {
-    /// The secret is not there, or has no line in it.
-    Key,
-    /// The engine did not say.
-    Engine,
+    lines: Result<Vec<SecretValue>, MissingKeys>,
 }
 
 impl Gate {
@@ -151,7 +137,7 @@ impl Gate {
             } else {
                 // Noted before the read: a change during it counts as after.
                 let read = Instant::now();
-                let lines = self.read_keys(engine, protection).await;
+                let lines = keys::read(engine, &self.namespace, &protection.secret).await;
                 let keys = Arc::new(Keys { read, lines });
                 self.keys.store(Some(Arc::clone(&keys)));
                 keys
@@ -159,40 +145,15 @@ impl Gate {
         };
         keys.lines.clone().map_err(|missing| {
             let reason = match missing {
-                Missing::Key => format!(
+                MissingKeys::Absent => format!(
                     "the function is private and has no key: its owner must put one into secret \
                      `{}`",
                     protection.secret
                 ),
-                Missing::Engine => "the function's key could not be read".to_owned(),
+                MissingKeys::Unread => "the function's key could not be read".to_owned(),
             };
             self.refusal(StatusCode::SERVICE_UNAVAILABLE, &reason).retry_after(5)
         })
-    }
-
-    async fn read_keys(
-        &self,
-        engine: &dyn Engine,
-        protection: &Protection,
-    ) -> Result<Vec<SecretValue>, Missing> {
-        let read = timeout(READ_LIMIT, engine.read_secret(&self.namespace, &protection.secret));
-        let items = match read.await {
-            Ok(Ok(items)) => items,
-            Ok(Err(error)) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(function = self.name, error, "cannot read the key of a function");
-                return Err(Missing::of(error.downcast_ref()));
-            }
-            Err(_) => {
-                tracing::warn!(function = self.name, "reading the key of a function took too long");
-                return Err(Missing::Engine);
-            }
-        };
-        let Some(secret) = items.value(&protection.secret) else { return Err(Missing::Key) };
-        let lines = secret.expose().split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-        let keys: Vec<_> =
-            lines.filter(|line| !line.is_empty()).take(MOST_KEYS).map(SecretValue::new).collect();
-        if keys.is_empty() { Err(Missing::Key) } else { Ok(keys) }
     }
 
     /// Reads the whole body, which may not be long and may not stand still.
@@ -260,16 +221,6 @@ impl Gate {
             ),
         };
         Failure { challenge: challenge.ok(), ..self.refusal(StatusCode::UNAUTHORIZED, reason) }
-    }
-}
-
-impl Missing {
-    /// Whose fault it is that a secret could not be read.
-    fn of(error: Option<&EngineError>) -> Self {
-        match error {
-            Some(EngineError::UnknownSecret { .. } | EngineError::UnknownNamespace(_)) => Self::Key,
-            _ => Self::Engine,
-        }
     }
 }
 

@@ -120,6 +120,8 @@ pub mod annotations {
     pub const AUTH: &str = "updraft.auth";
     /// Which of the function's secrets holds the keys for [`AUTH`], one a line.
     pub const AUTH_SECRET: &str = "updraft.auth-secret";
+    /// Which of the function's secrets holds the keys that sign its callbacks, one a line.
+    pub const CALLBACK_SECRET: &str = "updraft.callback-secret";
     /// What the function may reach, within what its tenant may: `open`, `closed` or a list such
     /// as `gateway, 198.51.100.0/24:5432, api.example.com:443`.
     pub const EGRESS: &str = "updraft.egress";
@@ -232,7 +234,7 @@ pub enum SpecError {
         /// What it may say.
         expected: &'static str,
     },
-    /// The keys of a private function are in a secret that the function does not have.
+    /// Keys of the function are to be in a secret that it does not have.
     #[error("`{0}` is not one of the function's secrets, add it to them")]
     ForeignKeys(String),
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::function::annotations::{
-    AUTH, AUTH_SECRET, CONCURRENCY, PROTOCOL, QUEUE_LIMIT, RUNTIME, TIMEOUT,
+    AUTH, AUTH_SECRET, CALLBACK_SECRET, CONCURRENCY, PROTOCOL, QUEUE_LIMIT, RUNTIME, TIMEOUT,
 };
 use crate::{FunctionSpec, SecretName, SpecError, format_duration, parse_duration};
 
@@ -121,18 +121,32 @@ impl FunctionSpec {
             _ => return Err(refused(AUTH, value, "`token`, `hmac` or `none`")),
         };
         let name = self.annotations.get(AUTH_SECRET).map_or("", |name| name.trim());
+        let secret = self.own_secret(AUTH_SECRET, name)?;
+        Ok(Some(Protection { proof, secret: secret.clone() }))
+    }
+
+    /// The secret whose lines sign what is told of the function's asynchronous calls; nothing
+    /// when the owner's key does.
+    ///
+    /// # Errors
+    /// It names none of the function's secrets.
+    pub fn callback_secret(&self) -> Result<Option<&SecretName>, SpecError> {
+        let name = self.annotations.get(CALLBACK_SECRET);
+        name.map(|name| self.own_secret(CALLBACK_SECRET, name.trim())).transpose()
+    }
+
+    /// The one of the function's secrets that an annotation names.
+    fn own_secret(&self, key: &'static str, name: &str) -> Result<&SecretName, SpecError> {
         if name.is_empty() {
-            return Err(refused(AUTH_SECRET, name, "the name of one of the function's secrets"));
+            return Err(refused(key, name, "the name of one of the function's secrets"));
         }
         // A push gives secrets the owner's name in front.
         let full = self.owner().map(|owner| format!("{owner}-{name}"));
         let is_meant = |secret: &&SecretName| {
             secret.as_str() == name || Some(secret.as_str()) == full.as_deref()
         };
-        match self.secrets.iter().find(is_meant) {
-            Some(secret) => Ok(Some(Protection { proof, secret: secret.clone() })),
-            None => Err(SpecError::ForeignKeys(name.to_owned())),
-        }
+        let meant = self.secrets.iter().find(is_meant);
+        meant.ok_or_else(|| SpecError::ForeignKeys(name.to_owned()))
     }
 
     /// The sandbox that the function asks for; its tenant may be given a stronger one.
@@ -172,6 +186,7 @@ impl FunctionSpec {
             }
         }
         self.egress()?;
+        self.callback_secret()?;
         self.protection().map(drop)
     }
 }
@@ -271,6 +286,22 @@ mod tests {
         ] {
             assert!(with_secret(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn callbacks_are_signed_with_one_of_the_functions_own_secrets() {
+        let signed_by = |name: &str| {
+            let mut spec = spec(&[(CALLBACK_SECRET, name)], &[]);
+            spec.secrets = vec![SecretName::new("alice-hooks").unwrap()];
+            spec.labels.insert(labels::GIT_OWNER.into(), "alice".into());
+            spec.check().map(|()| spec.callback_secret().unwrap().cloned())
+        };
+        let hooks = SecretName::new("alice-hooks").unwrap();
+        assert_eq!(spec(&[], &[]).callback_secret(), Ok(None));
+        assert_eq!(signed_by("hooks"), Ok(Some(hooks.clone())));
+        assert_eq!(signed_by(" alice-hooks "), Ok(Some(hooks)));
+        assert_eq!(signed_by("bob-hooks"), Err(SpecError::ForeignKeys("bob-hooks".into())));
+        assert!(matches!(signed_by(""), Err(SpecError::Annotation { .. })));
     }
 
     #[test]

@@ -477,8 +477,9 @@ pub(crate) fn connect_options(
         NatsLogin::Token(path) => connect.token(secret(path)?),
         NatsLogin::Password(user, path) => connect.user_and_password(user.clone(), secret(path)?),
         NatsLogin::NKey(path) => connect.nkey(secret(path)?),
+        // The mark at its end is looked for with the end of the line.
         NatsLogin::Credentials(path) => connect
-            .credentials(&secret(path)?)
+            .credentials(&format!("{}\n", secret(path)?))
             .map_err(|source| OpenNatsError::File { path: path.clone(), source })?,
     };
     let readable = |path: &PathBuf| {

@@ -1,11 +1,17 @@
 //! The way to real servers: who may come in, and what an operator's check finds.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+#[path = "nats/cluster.rs"]
+mod cluster;
+#[path = "nats/credentials.rs"]
+mod credentials;
+#[path = "nats/encrypted.rs"]
+mod encrypted;
 #[path = "nats/server.rs"]
 mod server;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use server::NatsServer;
 use updraft_queue_nats::{
@@ -23,6 +29,15 @@ fn options(url: String, folder: &Path, login: NatsLogin) -> NatsOptions {
         lease: Duration::from_secs(30),
         instance: "one".to_owned(),
         index: folder.join("index.db"),
+    }
+}
+
+/// Waits until the store works: the connection is there, and so are the streams.
+async fn works(store: &NatsCallStore) {
+    let begun = Instant::now();
+    while let Err(error) = store.recover().await {
+        assert!(begun.elapsed() < Duration::from_mins(1), "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

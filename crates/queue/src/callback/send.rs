@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use updraft_store::queue::LeasedCallback;
 
+use super::sign::Signer;
 use super::{Told, address};
 use crate::policy::retry_after;
 use crate::shared::{Shared, now};
@@ -105,7 +106,11 @@ impl Caller {
             Ok(Err(refusal)) => return Told::Never(refusal),
             Err(reason) => return Told::Again(reason, None),
         };
-        let Some(request) = request(shared, callback, url) else {
+        let signer = match Signer::of(shared, &callback.record).await {
+            Ok(signer) => signer,
+            Err(reason) => return Told::Again(reason, None),
+        };
+        let Some(request) = request(shared, callback, url, &signer) else {
             return Told::Never("the callback address cannot be asked for".to_owned());
         };
         let sent = async {
@@ -168,7 +173,12 @@ async fn send(
 }
 
 /// The function's answer as a request to the receiver.
-fn request(shared: &Shared, callback: &LeasedCallback, url: &Uri) -> Option<Request<Full<Bytes>>> {
+fn request(
+    shared: &Shared,
+    callback: &LeasedCallback,
+    url: &Uri,
+    signer: &Signer,
+) -> Option<Request<Full<Bytes>>> {
     let (record, options) = (&callback.record, &shared.options);
     let (answered, body, cut) = if let Some(result) = &callback.result {
         (result.headers.clone(), result.body.clone(), result.is_cut())
@@ -189,12 +199,7 @@ fn request(shared: &Shared, callback: &LeasedCallback, url: &Uri) -> Option<Requ
     let policy = crate::work::policy_told(shared, record);
     let authority = url.authority()?;
     let own = |text: String| HeaderValue::try_from(text).ok();
-    let signature = options.callback.key.of(record.owner.as_ref()).signature(
-        now() / 1000,
-        record.id.as_str(),
-        status,
-        &body,
-    );
+    let signature = signer.sign(now() / 1000, record.id.as_str(), status, &body);
     headers.insert(HOST, own(authority.as_str().to_owned())?);
     headers.insert(USER_AGENT, own(format!("updraft/{}", options.callback.version))?);
     headers.insert(CONTENT_LENGTH, body.len().into());

@@ -1,18 +1,24 @@
 //! Signing what is told, so that the receiver knows that it comes from here.
 //!
 //! One key lies on the server; each owner gets a key derived from it. Who can check what is told
-//! of their own calls can therefore not pretend to tell of another owner's.
+//! of their own calls can therefore not pretend to tell of another owner's. A function whose
+//! callbacks go to somebody who should not know the owner's key has keys of its own, in a secret.
 
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
+use std::iter;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use thiserror::Error;
+use updraft_engine::SecretValue;
 use updraft_model::OwnerName;
+use updraft_store::queue::CallRecord;
+
+use crate::shared::Shared;
 
 /// Bytes of a key.
 const LENGTH: usize = 32;
@@ -96,15 +102,68 @@ impl OwnerKey {
     pub fn expose(&self) -> &str {
         &self.0
     }
+}
 
-    /// The signature of what is told: `t=<seconds>,v1=<hex>`, the HMAC-SHA256 of
-    /// `<seconds>.<call id>.<status>.<body>`.
-    pub(super) fn signature(&self, seconds: i64, call: &str, status: u16, body: &[u8]) -> String {
-        let mut mac = mac(self.0.as_bytes());
+/// What signs one callback.
+pub(super) enum Signer {
+    /// The keys in the function's own secret.
+    Function(Vec<SecretValue>),
+    /// The key of the function's owner.
+    Owner(OwnerKey),
+}
+
+impl Signer {
+    /// What signs for a call of `owner`'s function, as it is now. A function that is gone has no
+    /// keys of its own any more.
+    ///
+    /// # Errors
+    /// The function's own keys are not to be had. Another key would not be believed, so nothing is
+    /// told without them.
+    pub(super) async fn of(shared: &Shared, record: &CallRecord) -> Result<Self, String> {
+        let owners = || Self::Owner(shared.options.callback.key.of(record.owner.as_ref()));
+        let Some(function) = shared.invoker.find(&record.function.to_string()) else {
+            return Ok(owners());
+        };
+        let secret = function.spec().callback_secret();
+        let Some(secret) = secret.map_err(|error| format!("cannot be signed: {error}"))? else {
+            return Ok(owners());
+        };
+        let keys = shared.invoker.keys(&function, secret).await;
+        keys.map(Self::Function)
+            .map_err(|error| format!("cannot be signed with secret `{secret}`: {error}"))
+    }
+
+    /// The signature of what is told of a call now.
+    pub(super) fn sign(&self, seconds: i64, call: &str, status: u16, body: &[u8]) -> String {
+        match self {
+            Self::Function(keys) => {
+                signature(keys.iter().map(SecretValue::expose), seconds, call, status, body)
+            }
+            Self::Owner(key) => {
+                signature(iter::once(key.0.as_bytes()), seconds, call, status, body)
+            }
+        }
+    }
+}
+
+/// The signature of what is told: `t=<seconds>`, and for each key `,v1=<hex>`, the HMAC-SHA256 of
+/// `<seconds>.<call id>.<status>.<body>`.
+pub(super) fn signature<'a>(
+    keys: impl Iterator<Item = &'a [u8]>,
+    seconds: i64,
+    call: &str,
+    status: u16,
+    body: &[u8],
+) -> String {
+    let mut told = format!("t={seconds}");
+    for key in keys {
+        let mut mac = mac(key);
         mac.update(format!("{seconds}.{call}.{status}.").as_bytes());
         mac.update(body);
-        format!("t={seconds},v1={}", hex::encode(mac.finalize().into_bytes()))
+        told.push_str(",v1=");
+        told.push_str(&hex::encode(mac.finalize().into_bytes()));
     }
+    told
 }
 
 impl fmt::Debug for OwnerKey {
@@ -145,8 +204,15 @@ mod tests {
     #[test]
     fn the_signature_is_what_the_documentation_says() {
         // printf '5.id.200.body' | openssl dgst -sha256 -hmac key
-        let signature = OwnerKey("key".to_owned()).signature(5, "id", 200, b"body");
+        let sign = |keys: &[&[u8]]| signature(keys.iter().copied(), 5, "id", 200, b"body");
         let expected = "51bc6a9ff2de3e7a1b7a408f5f9c05322ea5567e1f03ca246ca6788f60159cf8";
-        assert_eq!(signature, format!("t=5,v1={expected}"));
+        assert_eq!(sign(&[b"key"]), format!("t=5,v1={expected}"));
+        // With several keys whoever has one of them can check it.
+        let both = sign(&[b"new", b"key"]);
+        assert!(
+            both.starts_with("t=5,v1=") && both.ends_with(&format!(",v1={expected}")),
+            "{both}"
+        );
+        assert_eq!(both.matches("v1=").count(), 2);
     }
 }

@@ -73,6 +73,41 @@ async fn the_answer_is_told_with_its_headers_and_a_signature() {
 }
 
 #[tokio::test]
+async fn a_function_with_keys_of_its_own_signs_with_each_and_says_nothing_without_one() {
+    let house = House::new().await;
+    let function = Server::statuses(&[200]).await;
+    let receiver = Server::statuses(&[200]).await;
+    let mut signing = owned("alice", "f");
+    signing.secrets = vec!["alice-hooks".parse().unwrap()];
+    signing.annotations.insert(annotations::CALLBACK_SECRET.to_owned(), "hooks".to_owned());
+    house.put(signing, function.endpoint()).await;
+    let url = format!("http://{}/", receiver.address);
+    let parts_of = |asked: &Asked| {
+        let signature = asked.header("x-updraft-signature");
+        signature.split(',').skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let by = |asked: &Asked, key: &str| {
+        expected_signature(asked, key).split(',').nth(1).unwrap().to_owned()
+    };
+
+    // The owner's key is not what its receivers know.
+    let call = house.submit(told_at("alice-f", &url), "").await.unwrap();
+    let failed = callback(&house, &call, CallbackState::Failed).await;
+    assert!(failed.reason.unwrap().contains("secret `alice-hooks`"));
+    assert_eq!((failed.attempts, receiver.asked().len()), (4, 0));
+
+    house.engine.put_secret_text("alice-hooks", "first\n");
+    house.submit(told_at("alice-f", &url), "").await.unwrap();
+    let told = receiver.is_asked(1).await[0].clone();
+    assert_eq!(parts_of(&told), [by(&told, "first")]);
+
+    house.engine.put_secret_text("alice-hooks", "second\nfirst");
+    house.submit(told_at("alice-f", &url), "").await.unwrap();
+    let told = receiver.is_asked(2).await[1].clone();
+    assert_eq!(parts_of(&told), [by(&told, "second"), by(&told, "first")]);
+}
+
+#[tokio::test]
 async fn a_failed_call_is_told_too_with_how_often_it_was_tried() {
     let house = House::new().await;
     let function = Server::statuses(&[500]).await;

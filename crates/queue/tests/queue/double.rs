@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use updraft_engine::{
     Availability, Capabilities, Endpoint, EndpointTable, Engine, EngineError, EngineInfo, Expect,
     FunctionEndpoints, FunctionStatus, LogLine, LogQuery, NamespaceInfo, PutSecret, Revision,
-    SecretChange, SecretContent, SecretInfo, SecretItems, Version, Wake,
+    SecretChange, SecretContent, SecretInfo, SecretItems, SecretValue, Version, Wake,
 };
 use updraft_model::{FunctionId, FunctionSpec, Namespace, SecretName};
 
@@ -19,12 +19,17 @@ pub(crate) struct Double {
     table: watch::Sender<EndpointTable>,
     /// What becomes ready when a function is woken.
     woken: std::sync::Mutex<HashMap<FunctionId, Vec<Arc<Endpoint>>>>,
+    secrets: std::sync::Mutex<HashMap<SecretName, String>>,
 }
 
 impl Double {
     pub(crate) fn new() -> Arc<Self> {
         let table = watch::Sender::new(Arc::new(HashMap::new()));
-        Arc::new(Self { table, woken: std::sync::Mutex::default() })
+        Arc::new(Self {
+            table,
+            woken: std::sync::Mutex::default(),
+            secrets: std::sync::Mutex::default(),
+        })
     }
 
     pub(crate) fn put(&self, spec: FunctionSpec, ready: Vec<Arc<Endpoint>>) {
@@ -36,6 +41,11 @@ impl Double {
                 FunctionEndpoints { spec: Arc::new(spec), ready, availability, resting: None };
             table.insert(id, Arc::new(endpoints));
         });
+    }
+
+    /// Puts a secret, or another text into it.
+    pub(crate) fn put_secret_text(&self, name: &str, text: &str) {
+        self.secrets.lock().unwrap().insert(SecretName::new(name).unwrap(), text.to_owned());
     }
 
     /// Puts a function that sleeps, and has these replicas when it is woken.
@@ -113,8 +123,16 @@ impl Engine for Double {
     async fn list_secrets(&self, _: &Namespace) -> Result<Vec<SecretInfo>, EngineError> {
         absent()
     }
-    async fn read_secret(&self, _: &Namespace, _: &SecretName) -> Result<SecretItems, EngineError> {
-        absent()
+    async fn read_secret(
+        &self,
+        namespace: &Namespace,
+        name: &SecretName,
+    ) -> Result<SecretItems, EngineError> {
+        let (namespace, name) = (namespace.clone(), name.clone());
+        match self.secrets.lock().unwrap().get(&name) {
+            Some(text) => Ok(SecretItems::single(&name, SecretValue::new(text.as_bytes()))),
+            None => Err(EngineError::UnknownSecret { namespace, name }),
+        }
     }
     async fn put_secret(
         &self,

@@ -54,7 +54,7 @@ pub(crate) async fn find<T, F: Future<Output = Option<T>>>(what: &str, found: im
 pub(crate) struct House {
     folder: TempDir,
     pub(crate) backend: Backend,
-    engine: Arc<Double>,
+    pub(crate) engine: Arc<Double>,
     pub(crate) invoker: Arc<Invoker>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) options: QueueOptions,
