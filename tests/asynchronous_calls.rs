@@ -256,10 +256,10 @@ async fn calls_kept_by_nats_are_made_told_of_and_outlive_the_server_and_the_brok
     assert_eq!(cloud.run_ok(&["calls", "result", "my-call"]), "hello");
     told("my-call", "hello").await;
     // One whose body lies apart from its message.
-    let long = "long ".repeat(200 << 10);
+    let long = "long ".repeat(40 << 10);
     let id = submit(&cloud, "echo", &[], &long).await.header("x-call-id").to_owned();
     ends(&cloud, &id, "done").await;
-    assert!(cloud.run_ok(&["calls", "result", &id]) == long[..long.len().min(1 << 20)]);
+    assert!(cloud.run_ok(&["calls", "result", &id]) == long);
 
     // A dead letter, whose function is mended, is made again by a server that was killed meanwhile.
     let once = json!({"com.openfaas.retry.attempts": "1", "com.openfaas.retry.min_wait": "50ms"});
@@ -288,7 +288,7 @@ async fn calls_kept_by_nats_are_made_told_of_and_outlive_the_server_and_the_brok
     told(&running, "").await;
 
     // Without the broker nothing is taken; what it has taken is there when it is back.
-    deploy(&cloud, "waits", "sh -c 'test -e /tmp/never'", json!({})).await;
+    deploy(&cloud, "waits", "false", json!({})).await;
     let kept = submit(&cloud, "waits", &[], "kept").await.header("x-call-id").to_owned();
     nats.kill();
     let refused = eventually("calls are refused", LIMIT, async || {
@@ -303,5 +303,6 @@ async fn calls_kept_by_nats_are_made_told_of_and_outlive_the_server_and_the_brok
     })
     .await;
     let found = cloud.json(&["calls", "show", &kept]);
-    assert_eq!((&found["function"], &found["bytes"]), (&json!("waits"), &json!(4)));
+    assert_eq!(found["function"], "waits.openfaas-fn");
+    assert_eq!(found["body_length"], 4);
 }
