@@ -49,7 +49,8 @@ pub(crate) enum Command {
 /// The engine's handle on a function.
 #[derive(Debug, Clone)]
 pub(crate) struct FunctionHandle {
-    pub(crate) commands: mpsc::Sender<Command>,
+    /// Boxed, as reports are: a channel keeps room for dozens, and there is one for each function.
+    pub(crate) commands: mpsc::Sender<Box<Command>>,
     /// Nothing before the first apply and after the removal.
     pub(crate) state: watch::Receiver<Option<FunctionState>>,
 }
@@ -69,7 +70,8 @@ pub(crate) fn spawn(
     let (state, watched) = watch::channel(None);
     // Unbounded: replicas report a handful of times each, and must never wait for their function.
     let (reports, reported) = mpsc::unbounded_channel();
-    let mut controller = Controller {
+    // Boxed: its task would hold room for it four times over.
+    let mut controller = Box::new(Controller {
         shared: Arc::clone(shared),
         id,
         desired: record,
@@ -83,7 +85,7 @@ pub(crate) fn spawn(
         state,
         reports,
         publish,
-    };
+    });
     controller.adopt(adopted);
     controller.reconcile();
     shared.tasks.spawn(controller.run(inbox, reported));
@@ -117,9 +119,9 @@ struct Controller {
 
 impl Controller {
     async fn run(
-        mut self,
-        mut inbox: mpsc::Receiver<Command>,
-        mut reported: mpsc::UnboundedReceiver<(ReplicaId, Report)>,
+        mut self: Box<Self>,
+        mut inbox: mpsc::Receiver<Box<Command>>,
+        mut reported: mpsc::UnboundedReceiver<Box<(ReplicaId, Report)>>,
     ) {
         let rest_over = Arc::clone(&self.rest_over);
         loop {
@@ -129,7 +131,8 @@ impl Controller {
                     Some(command) => command,
                     None => return,
                 },
-                Some((replica, report)) = reported.recv() => {
+                Some(report) = reported.recv() => {
+                    let (replica, report) = *report;
                     self.settle();
                     self.take_report(&replica, report);
                     self.reconcile();
@@ -149,7 +152,7 @@ impl Controller {
             };
             self.settle();
             // A caller that left does not need the answer.
-            match command {
+            match *command {
                 Command::Apply { wish, expect, reply } => {
                     let answer = self.apply(*wish, expect);
                     self.reconcile();
@@ -175,10 +178,14 @@ impl Controller {
     }
 
     /// Waits for the replicas of a removed function, then removes their logs.
-    async fn wind_up(mut self, mut reported: mpsc::UnboundedReceiver<(ReplicaId, Report)>) {
+    async fn wind_up(
+        mut self: Box<Self>,
+        mut reported: mpsc::UnboundedReceiver<Box<(ReplicaId, Report)>>,
+    ) {
         while !self.members.is_empty() {
             tokio::select! {
-                Some((replica, report)) = reported.recv() => {
+                Some(report) = reported.recv() => {
+                    let (replica, report) = *report;
                     if matches!(report, Report::Gone(_)) {
                         self.members.remove(&replica);
                     }

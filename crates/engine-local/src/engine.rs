@@ -295,7 +295,7 @@ impl LocalEngine {
         let unknown = || EngineError::UnknownFunction(id.clone());
         let handle = self.handle(id).ok_or_else(unknown)?;
         let (reply, answer) = oneshot::channel();
-        handle.commands.send(command(reply)).await.map_err(|_| unknown())?;
+        handle.commands.send(Box::new(command(reply))).await.map_err(|_| unknown())?;
         answer.await.map_err(|_| unknown())?
     }
 
@@ -378,7 +378,7 @@ impl Engine for LocalEngine {
             let handle = self.handle_or_new(&id);
             let (reply, answer) = oneshot::channel();
             let wish = Wish { spec: spec.clone(), wake, image, secrets: secrets.clone() };
-            let command = Command::Apply { wish: Box::new(wish), expect, reply };
+            let command = Box::new(Command::Apply { wish: Box::new(wish), expect, reply });
             if handle.commands.send(command).await.is_ok()
                 && let Ok(answer) = answer.await
             {
@@ -439,14 +439,14 @@ impl Engine for LocalEngine {
             .lock()
             .iter()
             .filter(|(id, _)| id.namespace == *namespace)
-            .filter_map(|(_, handle)| Some(Arc::clone(&handle.state.borrow().as_ref()?.status)))
+            .filter_map(|(_, handle)| Some(Arc::clone(&handle.state.borrow().as_ref()?.shown)))
             .collect();
         all.sort_by(|a, b| a.spec.id.name.cmp(&b.spec.id.name));
-        Ok(all.iter().map(|status| status.as_ref().clone()).collect())
+        Ok(all.iter().map(|shown| shown.status()).collect())
     }
 
     async fn get(&self, id: &FunctionId) -> Result<Option<FunctionStatus>, EngineError> {
-        Ok(self.state(id).map(|state| state.status.as_ref().clone()))
+        Ok(self.state(id).map(|state| state.shown.status()))
     }
 
     async fn scale(&self, id: &FunctionId, replicas: u32) -> Result<(), EngineError> {
@@ -550,7 +550,7 @@ impl Engine for LocalEngine {
             .iter()
             .filter_map(|(id, handle)| {
                 let state = handle.state.borrow();
-                let names = &state.as_ref()?.status.spec.secrets;
+                let names = &state.as_ref()?.shown.spec.secrets;
                 (id.namespace == *namespace && names.contains(name))
                     .then(|| (id.clone(), names.clone()))
             })

@@ -178,7 +178,7 @@ impl Collector for EngineCollector {
             MetricType::Counter,
         )?;
         for (name, state) in &states {
-            ConstCounter::new(state.status.restarts)
+            ConstCounter::new(state.shown.restarts)
                 .encode(family.encode_family(&[("function_name", name.as_str())])?)?;
         }
         let Some(all) = self.shared.runtime.cgroups.usage(&self.shared.options.cgroup()) else {

@@ -98,7 +98,7 @@ impl Replica {
 }
 
 /// Where a replica sends its reports.
-pub(crate) type Reports = mpsc::UnboundedSender<(ReplicaId, Report)>;
+pub(crate) type Reports = mpsc::UnboundedSender<Box<(ReplicaId, Report)>>;
 
 /// What every replica task carries.
 struct Task {
@@ -155,7 +155,7 @@ pub(crate) fn adopt(
 impl Task {
     fn report(&self, report: Report) {
         // A function that is gone needs no report.
-        drop(self.reports.send((self.id.clone(), report)));
+        drop(self.reports.send(Box::new((self.id.clone(), report))));
     }
 
     fn is_retired(&self) -> bool {

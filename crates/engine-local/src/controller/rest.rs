@@ -167,7 +167,7 @@ impl Controller {
     /// command comes in meanwhile: it is for somebody who waits.
     pub(super) async fn freeze(
         &mut self,
-        inbox: &mpsc::Receiver<Command>,
+        inbox: &mpsc::Receiver<Box<Command>>,
     ) -> Result<bool, EngineError> {
         if self.desired.is_none() {
             return Err(EngineError::UnknownFunction(self.id.clone()));
@@ -255,7 +255,7 @@ impl Controller {
     }
 
     /// Returns whether all of them are frozen.
-    async fn freeze_groups(&self, sleep: &Sleep, inbox: &mpsc::Receiver<Command>) -> bool {
+    async fn freeze_groups(&self, sleep: &Sleep, inbox: &mpsc::Receiver<Box<Command>>) -> bool {
         let cgroups = &self.shared.runtime.cgroups;
         let failed = |error: io::Error| {
             tracing::warn!(function = %self.id, %error, "cannot freeze");

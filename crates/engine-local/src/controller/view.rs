@@ -20,10 +20,42 @@ use crate::replica::Failure;
 /// the limit. The engine goes on trying.
 const TELLING_FAILURES: u32 = 3;
 
+/// A function's status with a spec that is shared: functions that sleep are many, and should cost
+/// little more than their records.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) spec: Arc<FunctionSpec>,
+    revision: Revision,
+    replicas: u32,
+    available_replicas: u32,
+    created_at: Timestamp,
+    message: Option<String>,
+    pub(crate) restarts: u64,
+    last_exit: Option<ReplicaExit>,
+    trouble: Option<Trouble>,
+}
+
+impl Shown {
+    /// As the port tells it.
+    pub(crate) fn status(&self) -> FunctionStatus {
+        FunctionStatus {
+            spec: self.spec.as_ref().clone(),
+            revision: self.revision,
+            replicas: self.replicas,
+            available_replicas: self.available_replicas,
+            created_at: self.created_at,
+            message: self.message.clone(),
+            restarts: self.restarts,
+            last_exit: self.last_exit.clone(),
+            trouble: self.trouble.clone(),
+        }
+    }
+}
+
 /// What everybody may know of a function.
 #[derive(Debug, Clone)]
 pub(crate) struct FunctionState {
-    pub(crate) status: Arc<FunctionStatus>,
+    pub(crate) shown: Arc<Shown>,
     pub(crate) newest: Revision,
     pub(crate) serving: Revision,
     /// Replicas of the serving revision that take requests.
@@ -90,8 +122,8 @@ impl Controller {
             .for_each(|member| member.replica.load.close());
         let shown = desired.shown().revision;
         let Some(spec) = self.spec_of(shown) else { return };
-        let status = FunctionStatus {
-            spec: spec.as_ref().clone(),
+        let status = Shown {
+            spec,
             revision: shown,
             replicas: desired.replicas,
             available_replicas: u32::try_from(ready_count).unwrap_or(u32::MAX),
@@ -122,7 +154,7 @@ impl Controller {
                 || members.values().any(|member| member.replica.revision == *revision)
         });
         self.state.send_replace(Some(FunctionState {
-            status: Arc::new(status),
+            shown: Arc::new(status),
             secrets: Arc::new(desired.shown().secrets.clone()),
             newest: desired.newest,
             serving,
@@ -184,7 +216,7 @@ pub(crate) fn verdict(
     if state.serving != revision {
         return None;
     }
-    if state.ready > 0 || state.status.replicas == 0 {
+    if state.ready > 0 || state.shown.replicas == 0 {
         return Some(Ok(()));
     }
     let failure = state.last_failure.as_ref()?;
