@@ -243,6 +243,8 @@ fn look(path: &Path, seen: &mut Seen, limit: u64, now: Timestamp) -> io::Result<
         None => Timestamp::try_from(metadata.modified()?).unwrap_or(now),
         Some(_) => now,
     };
+    // Who looks may have read the clock before somebody else who came first: lines are in order.
+    let time = seen.recent.back().map_or(time, |(_, last)| time.max(*last));
     let mut notes = OpenOptions::new().create(true).append(true).open(index(path))?;
     writeln!(notes, "{length} {}", time.as_microsecond())?;
     seen.length = Some(length);
@@ -326,6 +328,24 @@ mod tests {
         assert_eq!(LIMITS.each(1), 64 * 1024);
         assert_eq!(LIMITS.each(4), 32 * 1024);
         assert_eq!(LIMITS.each(1000), 4 * BLOCK);
+    }
+
+    #[test]
+    fn a_look_whose_clock_was_read_before_another_keeps_lines_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.log");
+        let mut log = log(&path);
+        let looked = Looked::default();
+        looked.begin(&path, LIMITS);
+        let early = Timestamp::now();
+        for now in [early + jiff::SignedDuration::from_secs(1), early] {
+            log.write_all(b"line\n").unwrap();
+            looked.look(&path, LIMITS, now);
+        }
+        let noted = Times::of(&path);
+        assert!(noted.at(5) <= noted.at(10));
+        assert!(looked.time_of(&path, 5) <= looked.time_of(&path, 10));
+        looked.end(&path, LIMITS);
     }
 
     #[test]
