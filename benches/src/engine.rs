@@ -288,8 +288,8 @@ pub(crate) async fn shares(report: &mut Report) -> Result<()> {
     let target = Target { path: "/busy/cgi-bin/spin".to_owned(), ..edge_target(&cloud) };
     let mut rates = Vec::new();
     for replicas in [1, 2] {
-        let body = format!("{{\"serviceName\":\"bench-work\",\"replicas\":{replicas}}}");
-        cloud.openfaas("POST", "/system/scale-function/bench-work", &body).await;
+        let body = format!("{{\"serviceName\":\"bench-busy\",\"replicas\":{replicas}}}");
+        cloud.openfaas("POST", "/system/scale-function/bench-busy", &body).await;
         eventually("the replicas are ready", Duration::from_secs(20), async || {
             let list = cloud.json(&["list"]);
             (list[0]["available_replicas"] == replicas).then_some(())

@@ -1,13 +1,15 @@
 //! Control groups: which layout this machine has, and what they tell about a replica.
 //!
 //! The OCI runtime makes a replica's groups and sets the limits; this reads them, freezes and
-//! thaws (`freezer`), and clears away what is left of an instance.
+//! thaws (`freezer`), weighs Updraft itself (`shares`), and clears away what is left of an instance.
 
 mod freezer;
 mod place;
 mod reclaim;
+mod shares;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -57,7 +59,7 @@ impl Cgroups {
         Self::detect_at(Path::new(ROOT))
     }
 
-    fn detect_at(root: &Path) -> Self {
+    pub(crate) fn detect_at(root: &Path) -> Self {
         let is = |path: &str| root.join(path).exists();
         let layout = if is("cgroup.controllers") {
             Layout::V2
@@ -99,6 +101,15 @@ impl Cgroups {
                     .collect()
             }
         }
+    }
+
+    /// The names of the groups below a group, in whichever tree.
+    pub(crate) fn children(&self, group: &str) -> BTreeSet<String> {
+        let entries = self.places(group).into_iter().flat_map(fs::read_dir).flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     }
 
     /// Kills every process in the group and below it, frozen ones included. Returns whether there
@@ -154,10 +165,10 @@ fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(super) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(crate) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = root.path().join(path);

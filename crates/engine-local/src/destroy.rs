@@ -56,6 +56,7 @@ impl LocalEngine {
             let stuck = io::Error::other("its processes do not end");
             Err(OpenError::file("remove the cgroup", Path::new(&group))(stuck))
         })?;
+        cgroups.unfavour(&options.own_group());
         network::destroy(options).await?;
         let secrets = options.mounted_secrets();
         if is_mount_point(&secrets) {

@@ -27,6 +27,7 @@ use crate::controller::{
     self, Command, FunctionHandle, FunctionState, MemberView, Publish, Wish, verdict,
 };
 use crate::exit;
+use crate::groups::Groups;
 use crate::image::ImageSource;
 use crate::launch;
 use crate::logs;
@@ -167,6 +168,11 @@ impl LocalEngine {
         let no_resolver = options.run.join("no-resolv.conf");
         bundle::write_shown(&no_resolver, "").map_err(OpenError::file("write", &no_resolver))?;
         let namespaces = Namespaces::open(options.state.join("namespaces.json"))?;
+        let groups = Groups::open(&options, &runtime.cgroups);
+        let own_weight = Some(options.own_weight).filter(|weight| *weight > 0);
+        let unfavoured = own_weight.and_then(|weight| {
+            runtime.cgroups.favour_this_process(&options.own_group(), weight).err()
+        });
         let shared = Arc::new(Shared {
             secrets,
             records,
@@ -179,6 +185,8 @@ impl LocalEngine {
             can_measure,
             network,
             tenants,
+            groups,
+            unfavoured,
             can_shift,
             resolver,
             no_resolver,
@@ -464,7 +472,7 @@ impl Engine for LocalEngine {
     async fn replicas(&self, id: &FunctionId) -> Result<Vec<ReplicaStatus>, EngineError> {
         let state = self.state(id).ok_or_else(|| EngineError::UnknownFunction(id.clone()))?;
         let shown = |member: &MemberView| {
-            let group = launch::cgroup_of(&self.shared.options, member.id.as_str());
+            let group = self.shared.groups.of(member.id.as_str());
             let usage = if self.shared.can_measure {
                 self.shared.runtime.cgroups.usage(&group)
             } else {

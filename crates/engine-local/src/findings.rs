@@ -49,6 +49,25 @@ pub(crate) fn status(
             "a replica over its memory limit may swap instead of being ended; boot with `swapaccount=1`, or without swap",
         )
     });
+    facts.push(Fact::good("shares", "each tenant the same, whatever the number of its replicas"));
+    let weight = shared.options.own_weight;
+    facts.push(match &shared.unfavoured {
+        None if weight == 0 => Fact::good("shares of Updraft", "those of its control group"),
+        None => Fact::good("shares of Updraft", format!("{weight} where functions have 100")),
+        Some(reason) => Fact::degraded(
+            "shares of Updraft",
+            "those of its control group",
+            format!("functions that compute may slow all calls: {reason}"),
+        ),
+    });
+    facts.push(match cgroups.disk_shares(&shared.options.state) {
+        Ok(by) => Fact::good("shares of the disk", format!("each tenant the same, by {by}")),
+        Err(reason) => Fact::degraded(
+            "shares of the disk",
+            "none",
+            format!("whoever reads most gets most of the disk: {reason}"),
+        ),
+    });
     facts.push(if shared.can_reclaim {
         Fact::good("memory of frozen replicas", "goes to swap after half a minute")
     } else {

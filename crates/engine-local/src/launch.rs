@@ -136,7 +136,7 @@ async fn start(
         root: Root::merged(),
         read_only_root: spec.read_only_root,
         network: format!("/proc/{}/fd/{}", std::process::id(), slot.namespace.as_raw_fd()),
-        cgroup: cgroup_of(options, replica.as_str()),
+        cgroup: shared.groups.place(replica.as_str(), users),
         limits,
         binds: binds
             .iter()
@@ -188,13 +188,14 @@ pub(crate) fn clear_ended(shared: &Shared, replica: &ReplicaId) {
     shared.runtimes().for_each(|runtime| runtime.forget(replica.as_str()));
     // Whatever the runtime forgot, for instance because an earlier run used another one.
     let cgroups = &shared.runtime.cgroups;
-    let group = cgroup_of(&shared.options, replica.as_str());
+    let group = shared.groups.of(replica.as_str());
     if cgroups.kill_all(&group) {
         tracing::warn!(%replica, "processes of a replica were still there and were ended");
     }
     if let Err(error) = cgroups.remove(&group) {
         tracing::debug!(%replica, %error, "a cgroup stays until the instance is destroyed");
     }
+    shared.groups.leave(replica.as_str());
     shared.secrets.take_back(replica.as_str());
     let folder = shared.options.replica_folder().join(replica.as_str());
     if let Err(error) = fs::remove_dir_all(&folder)
@@ -204,11 +205,6 @@ pub(crate) fn clear_ended(shared: &Shared, replica: &ReplicaId) {
     }
 }
 
-/// The cgroup of one replica, as the runtime wants it named.
-pub(crate) fn cgroup_of(options: &LocalEngineOptions, replica: &str) -> String {
-    format!("/{}/{replica}", options.cgroup())
-}
-
 fn limits_of(options: &LocalEngineOptions, spec: &FunctionSpec, swap_limit: bool) -> Limits {
     let limits = spec.limits.as_ref();
     let memory = limits.and_then(|limits| limits.memory.as_ref());
@@ -216,7 +212,10 @@ fn limits_of(options: &LocalEngineOptions, spec: &FunctionSpec, swap_limit: bool
     Limits {
         memory_bytes: memory.map_or(0, updraft_model::MemoryQuantity::bytes),
         swap_limit,
-        cpu_millis: cpu.map(updraft_model::CpuQuantity::millicores).filter(|millis| *millis > 0),
+        cpu_millis: cpu
+            .map(updraft_model::CpuQuantity::millicores)
+            .filter(|millis| *millis > 0)
+            .or(options.default_cpu_millis),
         processes: options.process_limit,
         tmp_bytes: options.tmp_bytes,
         file_bytes: options.file_bytes(),
@@ -245,13 +244,18 @@ pub(crate) async fn try_out(runtime: &Runtime, options: &LocalEngineOptions) -> 
     let folder = options.run.join(&id);
     let made = try_in(runtime, options, &id, &folder).await;
     let cleared = runtime.delete(&id).await.map_err(|error| error.to_string());
-    let group = cgroup_of(options, &id);
+    let group = trial_group(options, &id);
     runtime.cgroups.kill_all(&group);
     // Its processes may take a moment to end; then it goes with the instance.
     drop(runtime.cgroups.remove(&group));
     // Nothing of value is in it, and the next start uses another.
     drop(fs::remove_dir_all(&folder));
     made.and(cleared)
+}
+
+/// A container that shows that a runtime works is nobody's, so its group is beside the tenants'.
+fn trial_group(options: &LocalEngineOptions, id: &str) -> String {
+    format!("/{}/{id}", options.cgroup())
 }
 
 async fn try_in(
@@ -282,7 +286,7 @@ async fn try_in(
         read_only_root: true,
         // The program does nothing, so the host's network is as good as any.
         network: "/proc/self/ns/net".to_owned(),
-        cgroup: cgroup_of(options, id),
+        cgroup: trial_group(options, id),
         limits: Limits {
             memory_bytes: options.default_memory_bytes,
             swap_limit: runtime.cgroups.swap_limit,

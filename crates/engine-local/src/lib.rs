@@ -4,7 +4,7 @@
 //! `controller`) compares what is desired (`record`, on disk) with what runs and starts, replaces
 //! and stops replicas; one task per replica walks the life cycle of one container (`replica`). A
 //! container is a bundle (`bundle`) that the runtime program (`runtime`) runs inside a network
-//! namespace made beforehand (`network`), in a cgroup (`cgroup`), with its output going to a
+//! namespace made beforehand (`network`), in a cgroup (`cgroup`) below its tenant's (`groups`), with its output going to a
 //! file (`logs`).
 //!
 //! Replicas are not children that die with Updraft: its next start adopts them. All that a
@@ -25,6 +25,7 @@ mod engine;
 mod exit;
 mod findings;
 mod firewall;
+mod groups;
 mod image;
 mod launch;
 mod logs;

@@ -108,6 +108,11 @@ pub struct LocalEngineOptions {
     pub stop_grace: Duration,
     /// Memory limit of a replica whose spec names none, in bytes.
     pub default_memory_bytes: u64,
+    /// Processor limit of a replica whose spec names none, in thousandths of a processor.
+    pub default_cpu_millis: Option<u64>,
+    /// What Updraft's own process gets of processor and disk where functions together get 100;
+    /// 0 leaves it in the control group that it was started in.
+    pub own_weight: u32,
     /// Most processes and threads in one replica.
     pub process_limit: u32,
     /// Size of `/tmp` and `/dev/shm`, in bytes each; what is in them counts as memory.
@@ -155,6 +160,8 @@ impl LocalEngineOptions {
             drain_limit: Duration::from_mins(5),
             stop_grace: Duration::from_secs(10),
             default_memory_bytes: 256 << 20,
+            default_cpu_millis: None,
+            own_weight: 0,
             process_limit: 256,
             tmp_bytes: 64 << 20,
             root_bytes: 256 << 20,
@@ -211,6 +218,12 @@ impl LocalEngineOptions {
 
     pub(crate) fn cgroup(&self) -> String {
         format!("updraft-{}", self.instance)
+    }
+
+    /// The group of Updraft's own process. Named unlike [`Self::cgroup`], in which everything is
+    /// a replica's.
+    pub(crate) fn own_group(&self) -> String {
+        format!("updraft-self-{}", self.instance)
     }
 
     /// How the names of the host's ends of replicas' devices begin.

@@ -338,7 +338,7 @@ impl Task {
 
     /// A frozen process hears no signal.
     fn thaw(&self) {
-        let group = launch::cgroup_of(&self.shared.options, self.id.as_str());
+        let group = self.shared.groups.of(self.id.as_str());
         if self.shared.can_freeze
             && let Err(error) = self.shared.runtime.cgroups.thaw(&group)
         {
@@ -369,7 +369,7 @@ impl Task {
 
     /// Why it ended, asked while its cgroup is still there.
     async fn post_mortem(&self, exit: Exit) -> Failure {
-        let group = launch::cgroup_of(&self.shared.options, self.id.as_str());
+        let group = self.shared.groups.of(self.id.as_str());
         let out_of_memory = self.shared.runtime.cgroups.memory_kills(&group) > 0;
         let reason = if out_of_memory {
             "replica ran out of memory and was killed, raise `limits.memory` or use less".to_owned()

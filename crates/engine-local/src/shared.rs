@@ -11,8 +11,8 @@ use tokio_util::task::TaskTracker;
 use updraft_engine::{ReplicaId, Usage};
 use updraft_model::{Digest, FunctionId, FunctionSpec, Sandbox, annotations};
 
+use crate::groups::Groups;
 use crate::image::{ImageSource, PreparedImage};
-use crate::launch;
 use crate::logs::Looked;
 use crate::metrics::EngineMetrics;
 use crate::network::Network;
@@ -40,6 +40,10 @@ pub(crate) struct Shared {
     pub(crate) can_measure: bool,
     pub(crate) network: Network,
     pub(crate) tenants: Tenants,
+    /// Which control group each replica is in.
+    pub(crate) groups: Groups,
+    /// Why Updraft itself has no more weight than others, if it was to have.
+    pub(crate) unfavoured: Option<String>,
     /// Whether the kernel shows an image's files as those of a tenant's users.
     pub(crate) can_shift: bool,
     pub(crate) secrets: SecretStore,
@@ -112,9 +116,9 @@ impl Shared {
             .map(|(replica, _)| replica.clone())
             .collect();
         // One whose group is not there yet, or not any more, uses nothing.
-        let read = own.iter().filter_map(|replica| {
-            self.runtime.cgroups.usage(&launch::cgroup_of(&self.options, replica.as_str()))
-        });
+        let read = own
+            .iter()
+            .filter_map(|replica| self.runtime.cgroups.usage(&self.groups.of(replica.as_str())));
         Some(read.fold(Usage::default(), |total, one| Usage {
             cpu_seconds: total.cpu_seconds + one.cpu_seconds,
             memory_bytes: total.memory_bytes + one.memory_bytes,

@@ -36,6 +36,7 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
         let program = shared.runtime.name();
         let looked = tokio::task::spawn_blocking(move || look(program, &seen));
         seen = looked.await.unwrap_or_default();
+        shared.groups.sweep(&shared.runtime.cgroups);
     }
 }
 

@@ -17,7 +17,7 @@ use serde::de::{Deserializer, Error as _};
 use updraft_builder::{Destination, Egress};
 use updraft_edge::Root;
 use updraft_gateway::ServiceUrl;
-use updraft_model::{MemoryQuantity, parse_duration};
+use updraft_model::{CpuQuantity, MemoryQuantity, parse_duration};
 use updraft_scaler::ScalerOptions;
 
 use crate::cli::Up;
@@ -131,6 +131,8 @@ pub(crate) struct FunctionConfig {
     /// Memory limit.
     #[serde(deserialize_with = "bytes")]
     pub(crate) memory: u64,
+    /// Processor limit; nothing for all of the machine but an eighth.
+    pub(crate) cpu: Option<CpuQuantity>,
     /// Most processes and threads.
     pub(crate) processes: u32,
     /// Longest time of one invocation.
@@ -148,6 +150,7 @@ impl Default for FunctionConfig {
     fn default() -> Self {
         Self {
             memory: 128 << 20,
+            cpu: None,
             processes: 256,
             timeout: Duration::from_mins(1),
             longest_timeout: Duration::from_hours(24),

@@ -21,7 +21,7 @@ use updraft_engine::{Engine, Version};
 use updraft_engine_local::{LocalEngine, LocalEngineOptions};
 use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts, RequestMetrics};
 use updraft_invoke::{InvokeOptions, Invoker};
-use updraft_model::{FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
+use updraft_model::{CpuQuantity, FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
 use updraft_pipeline::{
     GitSink, Housekeeper, HousekeeperParts, MakeRoom, Pipeline, PipelineOptions, PipelineParts,
     UrlOf,
@@ -441,6 +441,8 @@ pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> Loc
     let Some(config) = config else { return usual };
     LocalEngineOptions {
         default_memory_bytes: config.function.memory,
+        default_cpu_millis: default_cpu_millis(config),
+        own_weight: config.isolation.own_weight,
         process_limit: config.function.processes,
         ready_limit: config.function.ready,
         log_bytes: config.log.replica_size,
@@ -452,6 +454,15 @@ pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> Loc
         gateway_port: Some(config.isolation.gateway_port).filter(|port| *port > 0),
         ..usual
     }
+}
+
+/// The processor limit of functions that name none: what the configuration says, else all of the
+/// machine but an eighth, so that no single replica takes all there is.
+fn default_cpu_millis(config: &Config) -> Option<u64> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = u64::try_from(processors).unwrap_or(1).saturating_mul(875);
+    let wanted = config.function.cpu.as_ref().map_or(most, CpuQuantity::millicores);
+    Some(wanted).filter(|millis| *millis > 0)
 }
 
 /// Where a function of an owner is called.

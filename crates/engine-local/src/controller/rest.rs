@@ -21,7 +21,6 @@ use updraft_engine::{Endpoint, EngineError, ReplicaId, ReplicaLoad, Resting, Tha
 use super::plan::Standing;
 use super::{Command, Controller};
 use crate::cgroup::Cgroups;
-use crate::launch;
 use crate::metrics::EngineMetrics;
 use crate::replica::Adopted;
 
@@ -235,10 +234,10 @@ impl Controller {
     }
 
     fn new_sleep(&self) -> Arc<Sleep> {
-        let options = &self.shared.options;
+        let groups = &self.shared.groups;
         let replicas = self.members.iter().map(|(id, member)| Sleeper {
             id: id.clone(),
-            group: launch::cgroup_of(options, id.as_str()),
+            group: groups.of(id.as_str()),
             load: Arc::clone(&member.replica.load),
         });
         self.sleep_of(replicas.collect())
@@ -344,7 +343,7 @@ impl Controller {
             return;
         }
         let cgroups = &self.shared.runtime.cgroups;
-        let group = |one: &Adopted| launch::cgroup_of(&self.shared.options, one.id.as_str());
+        let group = |one: &Adopted| self.shared.groups.of(one.id.as_str());
         let rests = desired.candidate.is_none()
             && adopted.len() == desired.replicas as usize
             && adopted.iter().all(|one| {

@@ -8,4 +8,5 @@ mod harness;
 mod hostile;
 mod network;
 mod registry;
+mod shares;
 mod store;

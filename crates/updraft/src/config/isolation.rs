@@ -25,6 +25,9 @@ pub(crate) struct IsolationConfig {
     /// Most bytes a second of each replica, each way; 0 for no limit.
     #[serde(deserialize_with = "bytes")]
     pub(crate) bandwidth: u64,
+    /// What Updraft itself gets of processor and disk where functions together get 100; 0 leaves
+    /// it in the control group it was started in.
+    pub(crate) own_weight: u32,
     /// Port of the gateway's door for functions; 0 keeps it shut.
     pub(crate) gateway_port: u16,
     /// Tenants that are treated otherwise.
@@ -47,6 +50,7 @@ impl Default for IsolationConfig {
             egress: EgressPolicy::open(),
             runtime: Sandbox::Kernel,
             bandwidth: 125_000_000,
+            own_weight: 1000,
             gateway_port: 8080,
             tenants: BTreeMap::new(),
         }
@@ -61,6 +65,9 @@ impl IsolationConfig {
                 "isolation.users is `{first}:{count}`; begin at 65536 or above, and leave room for \
                  two times 65536 users at least"
             );
+        }
+        if self.own_weight > 10_000 {
+            bail!("isolation.own_weight is {}, the most is 10000", self.own_weight);
         }
         Ok(())
     }
