@@ -2,7 +2,38 @@
 
 use std::time::Duration;
 
+use updraft_tests::images::Recipe;
 use updraft_tests::{Cloud, Repository, eventually, fixture};
+
+/// The image with a watchdog of its own.
+const FOREIGN: &str = "functions/foreign:latest";
+/// A watchdog by the protocol's letter and nothing more: it listens, writes the lock file at once,
+/// starts the function's process beside itself and, on SIGTERM, takes the lock file away and ends.
+const FOREIGN_WATCHDOG: &str = r#"#!/bin/sh
+echo "Version: 0.0.1	SHA: somebody else's" >&2
+echo "Watchdog mode: $mode	fprocess: $fprocess" >&2
+/bin/nc -ll -p 8080 -e /home/app/answer &
+$fprocess &
+: > /tmp/.lock
+trap 'echo "SIGTERM: no new connections" >&2; rm /tmp/.lock; exit 0' TERM
+while true; do wait; done
+"#;
+/// One exchange of that watchdog: health from the lock file, and every other path is a call.
+const FOREIGN_ANSWER: &str = r#"#!/bin/sh
+read -r method path version
+while read -r line && [ "$line" != "$(printf '\r')" ]; do
+    case "$line" in X-Call-Id:*|x-call-id:*) call=yes ;; esac
+done
+status='200 OK'
+if [ "$path" = /_/health ]; then
+    [ -e /tmp/.lock ] || status='503 Service Unavailable'
+    body=OK
+else
+    echo "called: $method $path" >&2
+    body="$method $path fprocess=$fprocess exec=$exec_timeout write=$write_timeout call=$call $(/bin/busybox id -un)"
+fi
+printf 'HTTP/1.1 %s\r\nContent-Length: %s\r\nConnection: close\r\n\r\n%s' "$status" "${#body}" "$body"
+"#;
 
 /// A cloud that has the image `localhost/fixture/web:1`, as a client deploys one by name.
 fn cloud_with_image() -> Cloud {
@@ -158,4 +189,55 @@ async fn info_and_namespaces_are_what_clients_expect() {
     }
     let namespaces = cloud.openfaas("GET", "/system/namespaces", "").await.json();
     assert_eq!(namespaces, serde_json::json!(["openfaas-fn"]));
+}
+
+/// The lines that a function has written, as clients read them.
+async fn logged(cloud: &Cloud, name: &str) -> String {
+    let answer = cloud.openfaas("GET", &format!("/system/logs?name={name}"), "").await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.body
+}
+
+#[tokio::test]
+async fn an_image_with_a_watchdog_of_its_own_runs_as_it_is() {
+    let image = Recipe {
+        names: &[FOREIGN],
+        environment: &[
+            "mode=http",
+            "fprocess=sleep 1000",
+            "upstream_url=http://127.0.0.1:3000",
+            "exec_timeout=10s",
+            "write_timeout=15s",
+            "prefix_logs=false",
+        ],
+        scripts: &[("home/app/answer", FOREIGN_ANSWER)],
+        foreign_watchdog: Some(FOREIGN_WATCHDOG),
+    };
+    let cloud = Cloud::start_with_images(&[image], &[]);
+    let deployment = serde_json::json!({
+        "service": "foreign", "image": FOREIGN, "envProcess": "sleep 2000",
+        "envVars": {"write_timeout": "20s"},
+    });
+    let answer = cloud.openfaas("POST", "/system/functions", &deployment.to_string()).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+
+    // The deployment's environment is over the image's, and all else is as the image says.
+    let call = cloud.send("PUT", "127.0.0.1", "/function/foreign/a%2Fb?x=%20", &[], "").await;
+    assert_eq!(call.status, 200, "{}", call.body);
+    let expected = "PUT /a%2Fb?x=%20 fprocess=sleep 2000 exec=10s write=20s call=yes app";
+    assert_eq!(call.body, expected);
+    let log = logged(&cloud, "foreign").await;
+    assert!(log.contains("SHA: somebody else's") && log.contains("mode: http"), "{log}");
+    // A probe of a path that this watchdog does not know would have run the function.
+    assert!(log.contains("called: PUT /a%2Fb") && !log.contains("called: GET"), "{log}");
+
+    // It is asked to end, and is given the time to.
+    let rest = r#"{"serviceName":"foreign","replicas":0}"#;
+    assert_eq!(cloud.openfaas("POST", "/system/scale-function/foreign", rest).await.status, 202);
+    eventually("the watchdog was asked to end", Duration::from_secs(60), async || {
+        logged(&cloud, "foreign").await.contains("SIGTERM: no new connections").then_some(())
+    })
+    .await;
+    let again = cloud.send("GET", "127.0.0.1", "/function/foreign/again", &[], "").await;
+    assert_eq!((again.status, again.body.starts_with("GET /again ")), (200, true), "{again:?}");
 }

@@ -11,7 +11,10 @@ use sha2::{Digest as _, Sha256};
 use crate::cloud::binary;
 
 /// The programs of busybox that functions here call by name.
-const APPLETS: &[&str] = &["sh", "cat", "env", "sha512sum", "sleep", "echo", "httpd", "printenv"];
+const APPLETS: &[&str] =
+    &["sh", "cat", "env", "sha512sum", "sleep", "echo", "httpd", "printenv", "nc", "rm", "kill"];
+/// The users of an image with a watchdog that is not ours: the official templates name theirs.
+const PASSWD: &str = "root:x:0:0::/root:/bin/sh\napp:x:1234:1234::/home/app:/bin/sh\n";
 
 /// What an image holds beside busybox and the watchdog.
 #[derive(Debug, Default)]
@@ -22,11 +25,14 @@ pub struct Recipe<'a> {
     pub environment: &'a [&'a str],
     /// Programs: path without the first slash, and text.
     pub scripts: &'a [(&'a str, &'a str)],
+    /// A watchdog in place of ours; the image is then laid out as OpenFaaS's templates do it,
+    /// with a user by name and a check of the lock file.
+    pub foreign_watchdog: Option<&'a str>,
 }
 
 /// The image with the forking watchdog of the first generation and a few programs.
 pub fn alpine<'a>(names: &'a [&'a str]) -> Recipe<'a> {
-    Recipe { names, environment: &["mode=classic", "fprocess=cat"], scripts: &[] }
+    Recipe { names, environment: &["mode=classic", "fprocess=cat"], ..Recipe::default() }
 }
 
 /// The image whose server answers everything with `302` to the address in `destination`.
@@ -44,6 +50,7 @@ pub fn redirector<'a>(names: &'a [&'a str]) -> Recipe<'a> {
                 "#!/bin/sh\nprintf 'Status: 302 Found\\r\\nLocation: %s\\r\\n\\r\\n' \"$destination\"\n",
             ),
         ],
+        ..Recipe::default()
     }
 }
 
@@ -53,19 +60,24 @@ pub fn archive(recipe: &Recipe<'_>, folder: &Path) -> PathBuf {
     let digest = hex::encode(Sha256::digest(&layer));
     let environment: Vec<&str> =
         ["PATH=/usr/bin:/bin"].into_iter().chain(recipe.environment.iter().copied()).collect();
-    let config = json!({
+    let user = if recipe.foreign_watchdog.is_some() { "app" } else { "12000" };
+    let mut config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": {
-            "User": "12000",
+            "User": user,
             "WorkingDir": "/home/app",
             "Env": environment,
             "Cmd": ["fwatchdog"],
             "ExposedPorts": {"8080/tcp": {}},
         },
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
-    })
-    .to_string();
+    });
+    if recipe.foreign_watchdog.is_some() {
+        let test = ["CMD-SHELL", "[ -e /tmp/.lock ] || exit 1"];
+        config["config"]["Healthcheck"] = json!({"Test": test, "Interval": 3_000_000_000_u64});
+    }
+    let config = config.to_string();
     let config_name = format!("{}.json", hex::encode(Sha256::digest(&config)));
     let manifest = json!([{
         "Config": config_name,
@@ -94,7 +106,15 @@ fn layer(recipe: &Recipe<'_>, folder: &Path) -> Vec<u8> {
     }
     append_folder(&mut layer, "home/app/public/cgi-bin/");
     append(&mut layer, "bin/busybox", &fs::read("/bin/busybox").expect("busybox-static"), 0o755);
-    append(&mut layer, "usr/bin/fwatchdog", &watchdog(folder), 0o755);
+    let program = match recipe.foreign_watchdog {
+        Some(text) => {
+            append_folder(&mut layer, "etc/");
+            append(&mut layer, "etc/passwd", PASSWD.as_bytes(), 0o644);
+            text.as_bytes().to_vec()
+        }
+        None => watchdog(folder),
+    };
+    append(&mut layer, "usr/bin/fwatchdog", &program, 0o755);
     for applet in APPLETS {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(tar::EntryType::Symlink);

@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use crate::life::Place;
 use crate::log::{AccessLine, Correlation, Log};
 use crate::metrics::Measured;
+use crate::traces::Span;
 
 /// How the status stands in the access line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub(crate) struct Call {
     measured: Option<Measured>,
     connection: Arc<ConnectionClock>,
     access: Option<Access>,
+    /// On the heap, as most watchdogs record none.
+    span: Option<Box<Span>>,
 }
 
 #[derive(Debug)]
@@ -98,6 +101,7 @@ impl Call {
             measured,
             connection,
             access: None,
+            span: None,
         }
     }
 
@@ -158,6 +162,16 @@ impl Call {
         };
     }
 
+    /// Whether it is a caller's and no probe's.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.measured.is_some()
+    }
+
+    /// Has the span end together with the call.
+    pub(crate) fn trace(&mut self, span: Option<Span>) {
+        self.span = span.map(Box::new);
+    }
+
     /// The call has become a tunnel: draining does not wait for it.
     pub(crate) fn tunnelled(&mut self) {
         if let Some(place) = &mut self.place {
@@ -173,6 +187,9 @@ impl Drop for Call {
         if let Some(measured) = self.measured.take() {
             measured.end(self.status, took);
         }
+        if let Some(span) = self.span.take() {
+            span.end(self.status, took);
+        }
         let Some(access) = &self.access else { return };
         access.log.access(&AccessLine {
             method: &access.method,
@@ -180,7 +197,7 @@ impl Drop for Call {
             status: self.status,
             with_reason: access.style == StatusStyle::Text,
             size: access.size,
-            seconds: took.as_secs_f64(),
+            took,
             call_id: access.call_id.as_ref(),
             correlation: access.correlation.as_deref(),
         });

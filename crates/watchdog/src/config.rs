@@ -28,8 +28,7 @@ const DEFAULT_BUFFER: usize = 256 * 1024 * 1024;
 
 /// Why the watchdog refuses to start; each is the fault of the image or the deployment.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// No process to run.
     #[error("nothing to run: set `fprocess` to the command of the function")]
     MissingProcess,
@@ -50,13 +49,10 @@ pub enum ConfigError {
         reason: &'static str,
     },
     /// A mode this binary does not have.
-    #[error("unknown mode `{0}`: use `http`, `streaming`, `serializing`, `classic` or `static`")]
-    UnknownMode(String),
-    /// A mode that only exists as a library.
     #[error(
-        "mode inproc runs a handler compiled into the watchdog, which this binary has not: use mode http with `fprocess` and `upstream_url`"
+        "unknown mode `{0}`: use `http`, `streaming`, `serializing`, `classic`, `static` or `inproc`"
     )]
-    InProcess,
+    UnknownMode(String),
     /// A write timeout of zero.
     #[error("HTTP write timeout must be over 0s: set `write_timeout`")]
     ZeroWriteTimeout,
@@ -72,6 +68,16 @@ pub enum ConfigError {
     /// A metrics port that is none.
     #[error("metrics_port `{0}` is no port: give a number up to 65535, or 0 for no metrics")]
     BadMetricsPort(String),
+    /// A collector of traces that cannot be dialled.
+    #[error(
+        "cannot use updraft_traces_endpoint `{url}`: {reason}; it must be of the form `http://collector:4318`"
+    )]
+    BadCollector {
+        /// The value as given.
+        url: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Authentication for a function of unknown name.
     #[error("jwt_auth needs `{0}`: the platform sets it, as part of the function's full name")]
     MissingIdentity(&'static str),
@@ -158,6 +164,8 @@ pub(crate) enum Mode {
     Classic { command: CommandLine, settings: Classic },
     /// Serve a file.
     Static { root: PathBuf },
+    /// Have the handler answer that is compiled in.
+    InProcess,
 }
 
 /// What only mode classic can be told.
@@ -187,6 +195,7 @@ impl Mode {
             Self::Serializing { .. } => "serializing",
             Self::Classic { .. } => "classic",
             Self::Static { .. } => "static",
+            Self::InProcess => "inproc",
         }
     }
 
@@ -196,7 +205,7 @@ impl Mode {
             | Self::Streaming { command }
             | Self::Serializing { command }
             | Self::Classic { command, .. } => Some(command),
-            Self::Static { .. } => None,
+            Self::Static { .. } | Self::InProcess => None,
         }
     }
 }
@@ -255,12 +264,38 @@ impl JwtAuth {
     }
 }
 
+/// Where spans of calls go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TraceSettings {
+    pub(crate) collector: UpstreamAddress,
+    /// As what the function stands in its traces.
+    pub(crate) service: String,
+}
+
+impl TraceSettings {
+    fn read(get: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>, ConfigError> {
+        let Some(url) = get("updraft_traces_endpoint") else { return Ok(None) };
+        let collector = UpstreamAddress::parse(&url).map_err(|error| match error {
+            ConfigError::BadUpstream { url, reason } => ConfigError::BadCollector { url, reason },
+            other => other,
+        })?;
+        let service = get("OTEL_SERVICE_NAME").unwrap_or_else(|| {
+            let name = get("OPENFAAS_NAME").unwrap_or_else(|| "function".to_owned());
+            get("OPENFAAS_NAMESPACE")
+                .map_or_else(|| name.clone(), |namespace| format!("{name}.{namespace}"))
+        });
+        Ok(Some(Self { collector, service }))
+    }
+}
+
 /// All settings of one watchdog.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     pub(crate) mode: Mode,
     /// `None` lets every caller in.
     pub(crate) jwt_auth: Option<JwtAuth>,
+    /// `None` records no spans.
+    pub(crate) traces: Option<TraceSettings>,
     /// 0 asks the system for a free port.
     pub(crate) port: u16,
     /// Where metrics are served; `None` is nowhere.
@@ -306,7 +341,9 @@ impl Config {
     ///
     /// # Errors
     /// The first setting that makes a start pointless; nothing has happened yet then.
-    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    pub(crate) fn from_lookup(
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
         let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
         // The two original watchdogs read some values differently.
         let classic = get("mode").as_deref() == Some("classic");
@@ -345,6 +382,7 @@ impl Config {
         Ok(Self {
             mode: mode(&get, &flag, content_type.as_ref())?,
             jwt_auth: JwtAuth::read(&get, &flag, Path::new(NAMESPACE_FILE))?,
+            traces: TraceSettings::read(&get)?,
             port: get("port")
                 .map_or(8080, |text| text.parse().unwrap_or(if classic { 8080 } else { 0 })),
             metrics_port: Some(metrics_port).filter(|&port| port > 0),
@@ -439,7 +477,7 @@ fn mode(
         "static" => Ok(Mode::Static {
             root: get("static_path").unwrap_or_else(|| "/home/app/public".to_owned()).into(),
         }),
-        "inproc" => Err(ConfigError::InProcess),
+        "inproc" => Ok(Mode::InProcess),
         _ => Err(ConfigError::UnknownMode(name)),
     }
 }

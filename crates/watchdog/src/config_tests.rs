@@ -93,7 +93,31 @@ fn unknown_modes_and_removed_ones_are_refused() {
             Err(ConfigError::UnknownMode(mode.to_owned()))
         );
     }
-    assert_eq!(config(&[("mode", "inproc")]), Err(ConfigError::InProcess));
+}
+
+#[test]
+fn a_mode_with_the_handler_compiled_in_needs_neither_process_nor_upstream() {
+    assert_eq!(config(&[("mode", "inproc")]).unwrap().mode, Mode::InProcess);
+}
+
+#[test]
+fn traces_go_nowhere_unless_a_collector_is_named_and_carry_the_functions_name() {
+    assert_eq!(streaming(&[]).traces, None);
+    let endpoint = ("updraft_traces_endpoint", "http://collector:4318/otlp/v1/traces");
+    let service = |more: &[(&str, &str)]| {
+        let traces = streaming(&[&[endpoint], more].concat()).traces.unwrap();
+        assert_eq!(
+            (traces.collector.port, traces.collector.prefix.as_str()),
+            (4318, "/otlp/v1/traces")
+        );
+        traces.service
+    };
+    assert_eq!(service(&[]), "function");
+    let named = [("OPENFAAS_NAME", "env"), ("OPENFAAS_NAMESPACE", "dev")];
+    assert_eq!(service(&named), "env.dev");
+    assert_eq!(service(&[("OTEL_SERVICE_NAME", "mine"), named[0]]), "mine");
+    let error = config(&[("fprocess", "a"), ("updraft_traces_endpoint", "collector")]);
+    assert!(matches!(error, Err(ConfigError::BadCollector { .. })), "{error:?}");
 }
 
 #[test]
@@ -298,7 +322,7 @@ fn variables_of_the_classic_watchdog_change_nothing_in_other_modes() {
 fn every_variable_that_is_read_is_in_the_guide() {
     const GUIDE: &str = include_str!("../../../docs/watchdog.md");
     let names = std::cell::RefCell::new(std::collections::BTreeSet::new());
-    for mode in ["http", "streaming", "serializing", "classic", "static"] {
+    for mode in ["http", "streaming", "serializing", "classic", "static", "inproc"] {
         let config = Config::from_lookup(|name| {
             names.borrow_mut().insert(name.to_owned());
             let value = match name {
@@ -306,6 +330,7 @@ fn every_variable_that_is_read_is_in_the_guide() {
                 "fprocess" => "cat",
                 "upstream_url" => "http://127.0.0.1:1",
                 "jwt_auth" => "true",
+                "updraft_traces_endpoint" => "http://collector:4318",
                 "OPENFAAS_NAME" => "env",
                 "OPENFAAS_NAMESPACE" => "dev",
                 _ => return None,

@@ -2,8 +2,9 @@
 //! the function's process answers behind it.
 //!
 //! A call's way: `server` accepts and guards, `auth` asks for its token, then `proxy` (mode http),
-//! `fork` (streaming, serializing, classic) or `files` (static) answers; `life` knows whether calls
-//! are welcome, `metrics` counts them, `run` starts and ends everything. It depends on no other
+//! `fork` (streaming, serializing, classic), `files` (static) or a handler compiled in
+//! (`inproc`) answers; `life` knows whether calls
+//! are welcome, `metrics` counts them, `traces` tells of them, `run` starts and ends everything. It depends on no other
 //! crate of the workspace and on no C library that would look up names or users, so that it runs
 //! alone in an empty image as PID 1.
 
@@ -15,6 +16,7 @@ mod config;
 mod duration;
 mod files;
 mod fork;
+mod inproc;
 mod life;
 mod lines;
 mod log;
@@ -25,8 +27,9 @@ mod resolve;
 mod run;
 mod server;
 mod socket;
+mod start;
+mod traces;
 mod upstream;
 
-pub use config::{Config, ConfigError};
-pub use log::{Log, LogFormat};
-pub use run::{lock_file_exists, run, version_line};
+pub use inproc::Handler;
+pub use start::start;

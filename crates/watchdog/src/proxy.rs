@@ -134,7 +134,7 @@ pub(crate) async fn call(
 }
 
 /// An answer of ours in place of the function's: no body, and headers that say whose it is.
-fn failure(status: StatusCode, mut call: Box<Call>) -> Response<Body> {
+pub(crate) fn failure(status: StatusCode, mut call: Box<Call>) -> Response<Body> {
     call.answered(status, Some(0));
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
@@ -157,7 +157,7 @@ fn unreadable(error: &(dyn std::error::Error + 'static)) -> StatusCode {
 }
 
 /// The limit for one call: `exec_timeout`, or a shorter `X-Timeout` of the caller.
-fn call_limit(headers: &HeaderMap, exec_timeout: Option<Duration>) -> Option<Duration> {
+pub(crate) fn call_limit(headers: &HeaderMap, exec_timeout: Option<Duration>) -> Option<Duration> {
     let longest = exec_timeout?;
     let asked = headers
         .get("x-timeout")

@@ -20,17 +20,21 @@ use crate::children::{Child, Children, Exit, Streams};
 use crate::config::{CommandLine, Config, Mode};
 use crate::duration::format_go;
 use crate::files::Files;
+use crate::inproc::Handler;
 use crate::life::Life;
 use crate::lines;
 use crate::log::{Log, Stream};
 use crate::metrics::{self, Metrics};
 use crate::server::{self, App, Target};
+use crate::traces::Traces;
 use crate::upstream::Upstream;
 
 /// How long the child may take to end after it was asked to.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// How long the last lines of an ended child may take to arrive.
 const LAST_LINES: Duration = Duration::from_millis(500);
+/// How long the last spans may take to reach the collector.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 /// How long a function may take to answer at `ready_path`.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// When a start is slow enough to say so.
@@ -39,13 +43,13 @@ const SLOW_START: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The version as the first log line and `-version` show it.
-pub fn version_line() -> String {
+pub(crate) fn version_line() -> String {
     let sha = option_env!("UPDRAFT_GIT_SHA").unwrap_or("unknown");
     format!("Version: {}\tSHA: {sha}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Whether the lock file of these settings exists: what `-run-healthcheck` reports.
-pub fn lock_file_exists(temporary_folder: Option<String>) -> bool {
+pub(crate) fn lock_file_exists(temporary_folder: Option<String>) -> bool {
     let folder = temporary_folder.filter(|folder| !folder.is_empty());
     std::path::Path::new(folder.as_deref().unwrap_or("/tmp")).join(".lock").is_file()
 }
@@ -64,8 +68,8 @@ type Copiers = (JoinHandle<()>, Option<JoinHandle<()>>);
 
 /// Runs the watchdog until the function ends or a signal asks it to; the result is the exit code
 /// of the process.
-pub async fn run(config: Config, log: Log) -> ExitCode {
-    match try_run(config, &log).await {
+pub(crate) async fn run(config: Config, handler: Option<Handler>, log: Log) -> ExitCode {
+    match try_run(config, handler, &log).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             log.line(format_args!("{reason}"));
@@ -74,7 +78,7 @@ pub async fn run(config: Config, log: Log) -> ExitCode {
     }
 }
 
-async fn try_run(config: Config, log: &Log) -> Result<(), String> {
+async fn try_run(config: Config, handler: Option<Handler>, log: &Log) -> Result<(), String> {
     let begun = Instant::now();
     announce(&config, log);
     let problem = |what: &'static str| move |cause: io::Error| format!("{what}: {cause}");
@@ -119,7 +123,11 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
         Mode::Static { root } => Target::Static(Files::open(root).map_err(|cause| {
             format!("cannot serve {}: {cause}; set `static_path`", root.display())
         })?),
+        Mode::InProcess => Target::InProcess(handler.ok_or(
+            "mode inproc runs a handler compiled into the watchdog, which this binary has not: use mode http with `fprocess` and `upstream_url`",
+        )?),
     };
+    let traces = config.traces.as_ref().map(|settings| Traces::start(settings, log));
     if let Ok(address) = listener.local_addr() {
         log.line(format_args!("Listening on port: {}", address.port()));
     }
@@ -130,9 +138,16 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
         tokio::spawn(metrics::serve(Arc::clone(&metrics), listener))
     });
     let (life_here, log_here) = (Arc::clone(&life), log.clone());
-    let app =
-        App { config, log: log_here, life: life_here, children, metrics, authenticator, target };
-    let app = Arc::new(app);
+    let app = Arc::new(App {
+        config,
+        log: log_here,
+        life: life_here,
+        children,
+        metrics,
+        authenticator,
+        traces,
+        target,
+    });
     let (closing, closed) = watch::channel(false);
     let accepting = tokio::spawn(server::accept(Arc::clone(&app), listener, closed));
     let becoming_ready = tokio::spawn(become_ready(Arc::clone(&app), begun));
@@ -170,6 +185,9 @@ async fn try_run(config: Config, log: &Log) -> Result<(), String> {
     }
     if let Some(function) = function {
         stop(function).await;
+    }
+    if let Some(traces) = &app.traces {
+        let _too_slow = tokio::time::timeout(LAST_SPANS, traces.send_waiting()).await;
     }
     log.line(format_args!("Exiting. Active connections: {}", life.active()));
     Ok(())

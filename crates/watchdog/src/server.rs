@@ -24,12 +24,14 @@ use crate::call::{Call, ConnectionClock};
 use crate::children::Children;
 use crate::config::{Classic, CommandLine, Config};
 use crate::files::Files;
+use crate::inproc::Handler;
 use crate::life::{Life, Place};
 use crate::log::Log;
 use crate::metrics::{Measured, Metrics};
 use crate::socket::Socket;
+use crate::traces::Traces;
 use crate::upstream::Upstream;
-use crate::{fork, proxy};
+use crate::{fork, inproc, proxy};
 
 /// Most bytes of a request's or answer's head.
 pub(crate) const HEADER_LIMIT: usize = 1024 * 1024;
@@ -51,6 +53,8 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     /// `None` lets every caller in.
     pub(crate) authenticator: Option<Authenticator>,
+    /// `None` records no spans.
+    pub(crate) traces: Option<Arc<Traces>>,
     pub(crate) target: Target,
 }
 
@@ -61,6 +65,7 @@ pub(crate) enum Target {
     Serializing(CommandLine),
     Classic(CommandLine, Classic),
     Static(Files),
+    InProcess(Handler),
 }
 
 /// Accepts connections until told to close, then lets each finish what it is doing. Every
@@ -189,11 +194,14 @@ async fn invoke(
     counted: Option<(Place, Measured)>,
     begun: Instant,
     clock: Arc<ConnectionClock>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Body> {
     let end = begun + app.config.answer_limit() + GRACE;
     let (place, measured) = counted.unzip();
-    let call = Box::new(Call::begin(place, measured, clock, begun, end));
+    let mut call = Box::new(Call::begin(place, measured, clock, begun, end));
+    if let Some(traces) = app.traces.as_ref().filter(|_| call.is_counted()) {
+        call.trace(traces.begin(&mut request));
+    }
     match &app.target {
         Target::Http(upstream) => proxy::call(app, upstream, request, call).await,
         Target::Streaming(command) => Box::pin(fork::streaming(app, command, request, call)).await,
@@ -204,11 +212,11 @@ async fn invoke(
             Box::pin(fork::classic(app, command, settings, request, call)).await
         }
         Target::Static(files) => {
-            let mut call = call;
             let response = Box::pin(files.serve(&request)).await;
             call.answered(response.status(), Some(-1));
             response.map(|body| body.with(call))
         }
+        Target::InProcess(handler) => Box::pin(inproc::call(app, handler, request, call)).await,
     }
 }
 

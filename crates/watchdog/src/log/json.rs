@@ -89,7 +89,7 @@ pub(super) fn access(buffer: &mut Vec<u8>, access: &AccessLine<'_>) {
         path: access.uri.to_string(),
         status: access.status.as_u16(),
         bytes: Some(access.size).filter(|&size| size >= 0),
-        seconds: access.seconds,
+        seconds: access.took.as_secs_f64(),
         correlation: access.correlation,
     };
     append(buffer, &line);
@@ -166,7 +166,7 @@ mod tests {
             status: StatusCode::BAD_GATEWAY,
             with_reason: true,
             size,
-            seconds: 0.25,
+            took: std::time::Duration::from_millis(250),
             call_id: None,
             correlation: None,
         };

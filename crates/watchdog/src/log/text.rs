@@ -2,6 +2,7 @@
 //!
 //! Only formats; when and where something is written is the log's own matter.
 
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Appends `YYYY/MM/DD HH:MM:SS ` (UTC).
@@ -66,27 +67,32 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
 
 /// A size for people, in powers of a thousand and at most four digits: `39B`, `1.2kB`.
 /// Negative is an unknown size: `-1B`.
-pub(crate) fn human_size(bytes: i64) -> String {
-    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
-    if bytes < 1000 {
-        return format!("{bytes}B");
+pub(super) struct HumanSize(pub(super) i64);
+
+impl fmt::Display for HumanSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+        let Self(bytes) = *self;
+        if bytes < 1000 {
+            return write!(f, "{bytes}B");
+        }
+        let mut value = bytes as f64;
+        let mut unit = 0;
+        while value >= 1000.0 && unit + 1 < UNITS.len() {
+            value /= 1000.0;
+            unit += 1;
+        }
+        let decimals = if value >= 100.0 {
+            1
+        } else if value >= 10.0 {
+            2
+        } else {
+            3
+        };
+        let text = format!("{value:.decimals$}");
+        let text = text.trim_end_matches('0').trim_end_matches('.');
+        write!(f, "{text}{}", UNITS[unit])
     }
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    let decimals = if value >= 100.0 {
-        1
-    } else if value >= 10.0 {
-        2
-    } else {
-        3
-    };
-    let text = format!("{value:.decimals$}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    format!("{text}{}", UNITS[unit])
 }
 
 #[cfg(test)]
@@ -117,7 +123,7 @@ mod tests {
 
     #[test]
     fn sizes_are_in_human_units() {
-        let check = |bytes, expected: &str| assert_eq!(human_size(bytes), expected);
+        let check = |bytes, expected: &str| assert_eq!(HumanSize(bytes).to_string(), expected);
         check(-1, "-1B");
         check(0, "0B");
         check(39, "39B");

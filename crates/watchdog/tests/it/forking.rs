@@ -100,7 +100,7 @@ fn exec_timeout_kills_the_process_with_all_it_has_started() {
     for (mode, status) in [("streaming", 504), ("serializing", 500)] {
         let watchdog = Watchdog::script(
             "sleep 1000 & echo $! > $TMPDIR/pid; wait",
-            &[("exec_timeout", "300ms"), ("mode", mode)],
+            &[("exec_timeout", "2s"), ("mode", mode)],
         );
         let reply = watchdog.get("/");
         assert_eq!((reply.status, reply.body.as_str()), (status, "signal: killed"), "{mode}");
@@ -127,7 +127,7 @@ fn a_caller_that_goes_away_takes_the_process_along() {
 #[test]
 fn a_request_that_breaks_off_never_looks_whole_to_the_process() {
     let watchdog =
-        Watchdog::script("cat > /dev/null; touch $TMPDIR/finished", &[("read_timeout", "300ms")]);
+        Watchdog::script("cat > /dev/null; touch $TMPDIR/finished", &[("read_timeout", "2s")]);
     let mut stream = watchdog.connect();
     stream
         .write_all(

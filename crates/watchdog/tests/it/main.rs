@@ -5,7 +5,9 @@
 mod classic;
 mod forking;
 mod http;
+mod inproc;
 mod jwt;
 mod life;
 mod observe;
 mod support;
+mod traces;

@@ -95,6 +95,19 @@ impl Watchdog {
         Self::attend(process, folder)
     }
 
+    /// The example program that has a handler compiled in.
+    pub(crate) fn with_a_handler(variables: &[(&str, &str)]) -> Self {
+        let program = Path::new(BINARY).with_file_name("examples").join("inproc");
+        assert!(program.is_file(), "no {}: examples are built with the tests", program.display());
+        let folder = tempfile::tempdir().unwrap();
+        let mut all = vec![("mode", "inproc")];
+        all.extend_from_slice(variables);
+        let process = settings(Command::new(program), folder.path(), &all).spawn().unwrap();
+        let watchdog = Self::attend(process, folder);
+        watchdog.wait_healthy();
+        watchdog
+    }
+
     /// With a log that nobody reads, on a given port.
     pub(crate) fn unread(port: u16, variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
