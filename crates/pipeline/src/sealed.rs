@@ -11,8 +11,7 @@ use std::fmt;
 use updraft_engine::{SecretContent, SecretItems, SecretOrigin, SecretValue};
 use updraft_model::{ItemKey, Namespace, OwnerName, RepositoryName, SecretName};
 use updraft_seal::{
-    Document, Hints, KeyRing, Limits, OpenedSecret, Scope, SealedSecret, UnsealError,
-    parse_documents,
+    Document, Hints, KeyRing, Limits, OpenedSecret, Scope, SealedSecret, UnsealError, parse_each,
 };
 use updraft_source::stack::SecretFile;
 
@@ -47,11 +46,20 @@ pub trait Unsealer: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// Every item that does not open, with the reason.
     fn unseal(&self, secret: &SealedSecret, hints: &Hints) -> Result<OpenedSecret, UnsealError>;
+
+    /// The ring of keys, which counts what becomes of secrets and knows which key opened them.
+    fn ring(&self) -> Option<&KeyRing> {
+        None
+    }
 }
 
 impl Unsealer for KeyRing {
     fn unseal(&self, secret: &SealedSecret, hints: &Hints) -> Result<OpenedSecret, UnsealError> {
         self.unseal_with(secret, hints)
+    }
+
+    fn ring(&self) -> Option<&KeyRing> {
+        Some(self)
     }
 }
 
@@ -87,6 +95,8 @@ pub(crate) struct Opened {
     pub(crate) file: String,
     pub(crate) place: String,
     pub(crate) content: SecretContent,
+    /// Fingerprints of the keys that opened it.
+    pub(crate) opened_by: BTreeSet<String>,
 }
 
 /// A document, or a file, that cannot be taken.
@@ -107,62 +117,75 @@ pub(crate) fn import(rules: &Rules, files: &[SecretFile], unsealer: &dyn Unseale
     let mut import = Import { complete: true, ..Import::default() };
     let mut found: Vec<(&str, SealedSecret)> = Vec::new();
     for file in files {
-        let refuse =
-            |reason| Refused { file: file.path.clone(), place: String::new(), name: None, reason };
+        let refuse = |place: String, name, reason| {
+            let file = file.path.clone();
+            Refused { file, place, name, reason }
+        };
         let read = match &file.content {
-            Ok(text) => {
-                parse_documents(text.as_bytes(), Limits::usual()).map_err(|error| error.to_string())
-            }
+            Ok(bytes) => parse_each(bytes, Limits::usual()).map_err(|error| error.to_string()),
             Err(reason) => Err(reason.clone()),
         };
-        match read {
-            Ok(documents) => {
-                for document in documents {
-                    match document {
-                        Document::Sealed(sealed) => found.push((&file.path, *sealed)),
-                        Document::Other(other) if other.kind == "Secret" => {
-                            let name = other.name.clone();
-                            let reason = "it is not sealed, and everybody who can read the \
-                                          repository can read it: change the value where it is \
-                                          used, then seal the new one with `updraft seal`";
-                            let (place, reason) = (other.place.to_string(), reason.to_owned());
-                            let file = file.path.clone();
-                            import.refused.push(Refused { file, place, name, reason });
-                        }
-                        Document::Other(other) => import.warnings.push(format!(
-                            "{}, {}: `{}` is no SealedSecret and is left out",
-                            file.path, other.place, other.kind
-                        )),
-                    }
-                }
-            }
+        let documents = match read {
+            Ok(documents) => documents,
             Err(reason) => {
                 import.complete = false;
-                import.refused.push(refuse(reason));
+                import.refused.push(refuse(String::new(), None, reason));
+                continue;
+            }
+        };
+        for document in documents {
+            match document {
+                Ok(Document::Sealed(sealed)) => found.push((&file.path, *sealed)),
+                Ok(Document::Other(other)) if other.kind == "Secret" => {
+                    let reason = "it is not sealed, and everybody who can read the repository can \
+                                  read it: change the value where it is used, then seal the new \
+                                  one with `updraft seal`";
+                    let named = other.name.as_deref().and_then(in_lower_case);
+                    import.complete &= named.is_some();
+                    import.named.extend(named);
+                    let place = other.place.to_string();
+                    import.refused.push(refuse(place, other.name, reason.to_owned()));
+                }
+                Ok(Document::Other(other)) => import.warnings.push(format!(
+                    "{}, {}: `{}` is no SealedSecret and is left out",
+                    file.path, other.place, other.kind
+                )),
+                Err(unreadable) => {
+                    // Without a name it may be any of those that the repository brought before.
+                    let named = unreadable.name.as_deref().and_then(in_lower_case);
+                    import.complete &= named.is_some();
+                    import.named.extend(named);
+                    let reason = unreadable.error.to_string();
+                    import.refused.push(refuse(String::new(), unreadable.name, reason));
+                }
             }
         }
     }
-    let names: Vec<String> = found.iter().map(|(_, sealed)| sealed.name.clone()).collect();
+    let names = found.iter().map(|(_, sealed)| sealed.name.clone());
+    let unreadable = import.refused.iter().filter_map(|refused| refused.name.clone());
+    let names: Vec<String> = names.chain(unreadable).collect();
     let hints = Hints { names: names.clone(), namespaces: vec![rules.namespace.to_string()] };
     for (file, sealed) in found {
         let place = sealed.place.to_string();
         let lower = sealed.name.to_lowercase();
         let namesakes = names.iter().filter(|name| name.to_lowercase() == lower).count();
-        import.named.extend(SecretName::new(lower).ok());
+        import.named.extend(in_lower_case(&lower));
         let mut warnings = Vec::new();
         let judged = judge(rules, &sealed, namesakes).and_then(|name| {
             let sealed = sealed.clone().or_in_namespace(rules.namespace.as_str());
             let opened = unsealer.unseal(&sealed, &hints).map_err(|error| error.to_string())?;
+            let opened_by = opened.opened_by.clone();
             let content = content(rules, file, opened, &mut warnings)?;
             content.check(&name).map_err(|error| error.to_string())?;
-            Ok((name, content))
+            Ok((name, content, opened_by))
         });
         for warning in warnings {
             import.warnings.push(format!("{file}, {place}, secret `{}`: {warning}", sealed.name));
         }
         match judged {
-            Ok((name, content)) => {
-                import.opened.insert(name, Opened { file: file.to_owned(), place, content });
+            Ok((name, content, opened_by)) => {
+                let file = file.to_owned();
+                import.opened.insert(name, Opened { file, place, content, opened_by });
             }
             Err(reason) => {
                 let (file, name) = (file.to_owned(), Some(sealed.name.clone()));
@@ -171,6 +194,11 @@ pub(crate) fn import(rules: &Rules, files: &[SecretFile], unsealer: &dyn Unseale
         }
     }
     import
+}
+
+/// The secret that a name as written means.
+fn in_lower_case(name: &str) -> Option<SecretName> {
+    SecretName::new(name.to_lowercase()).ok()
 }
 
 /// Whether a document may be this owner's, before any key is tried.

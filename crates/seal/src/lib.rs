@@ -19,6 +19,7 @@ mod exchange;
 mod fingerprint;
 mod key;
 mod limits;
+mod locate;
 mod metrics;
 mod pem;
 mod ring;
@@ -35,7 +36,7 @@ pub use bytes::SecretBytes;
 pub use certificate::{Certificate, CertificateError};
 pub use document::{
     Document, Item, ItemFault, LegacyData, OtherDocument, ParseError, ParseErrorKind, Place,
-    PlainSecret, SealedSecret, Template, parse_documents, parse_secrets,
+    PlainSecret, SealedSecret, Template, Unreadable, parse_documents, parse_each, parse_secrets,
 };
 pub use edit::{EditError, SealedFile};
 pub use exchange::{ImportError, export_keys, import_keys};

@@ -5,9 +5,13 @@
 //! a machine key that lies elsewhere; a file is written whole or not at all. Other processes may
 //! write the folder too (`updraft keys` does): a change is seen at the next use.
 
+mod error;
 mod file;
+mod opening;
+mod options;
+mod uses;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,75 +22,20 @@ use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use prometheus_client::registry::Registry;
 use rustix::fs::FlockOperation;
-use thiserror::Error;
 
-use crate::document::Item;
 use crate::metrics::SealMetrics;
-use crate::seal::SealError;
-use crate::unseal::{Hints, OpeningKey};
-use crate::{
-    Certificate, Draft, KeyError, Limits, OpenedSecret, PrivateKey, SealedSecret, UnsealError,
-    seal, unseal,
-};
+use crate::unseal::OpeningKey;
+use crate::{Certificate, PrivateKey};
 
+pub use error::{KeyRingError, ResealError};
 use file::KeyFile;
 pub use file::{KeyFileError, MachineKey};
+use opening::Remembered;
+pub use options::{KeyOrder, KeyRingOptions};
+use uses::Uses;
 
 /// Keys that a ring may hold: what fifty years of monthly renewals make.
 const KEYS_MAX: usize = 600;
-
-/// Secrets of which it is remembered which key opened them.
-const REMEMBERED_MAX: usize = 10_000;
-
-/// How keys are made and chosen.
-#[derive(Debug, Clone)]
-pub struct KeyRingOptions {
-    /// File of the key that encrypts the others; made if it and they are missing.
-    pub machine_key: PathBuf,
-    /// Bits of new keys.
-    pub key_bits: u32,
-    /// How long the certificates of new keys count.
-    pub lifetime: Duration,
-    /// After how long there shall be a new key; `None` for never.
-    pub renew_after: Option<Duration>,
-    /// Name in the certificates of new keys; may be empty.
-    pub common_name: String,
-    /// Keys from before do not count as current, which makes a new one necessary.
-    pub cutoff: Option<Timestamp>,
-    /// What decides which key is the newest.
-    pub order: KeyOrder,
-    /// Whether to make a key where none is current.
-    pub make: bool,
-    /// What a secret may hold.
-    pub limits: Limits,
-}
-
-impl KeyRingOptions {
-    /// As the original: 4096 bits, ten years, renewed after thirty days.
-    pub fn usual(machine_key: PathBuf) -> Self {
-        Self {
-            machine_key,
-            key_bits: 4096,
-            lifetime: Duration::from_hours(87_600),
-            renew_after: Some(Duration::from_hours(720)),
-            common_name: String::new(),
-            cutoff: None,
-            order: KeyOrder::CertificateNotBefore,
-            make: true,
-            limits: Limits::usual(),
-        }
-    }
-}
-
-/// What decides which key is the newest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KeyOrder {
-    /// When its certificate begins to count.
-    #[default]
-    CertificateNotBefore,
-    /// When it was made.
-    Created,
-}
 
 /// Whether a key is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,63 +96,6 @@ pub struct KeyInfo {
     pub current: bool,
 }
 
-/// The ring cannot be opened or changed.
-#[derive(Debug, Error)]
-pub enum KeyRingError {
-    /// The machine's fault.
-    #[error("cannot use the folder of keys `{path}`, check its permissions", path = path.display())]
-    Folder {
-        /// Which folder.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file in it cannot be used.
-    #[error(transparent)]
-    File(#[from] KeyFileError),
-    /// A key cannot be made.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// There is none, and none may be made.
-    #[error("there is no key yet; start the server once, or restore a backup")]
-    Empty,
-    /// No key has this fingerprint.
-    #[error("there is no key `{wanted}`; `updraft keys list` shows them")]
-    Unknown {
-        /// What was asked for.
-        wanted: String,
-    },
-    /// Several keys begin like this.
-    #[error("several keys begin with `{wanted}`; give more of the fingerprint")]
-    Ambiguous {
-        /// What was asked for.
-        wanted: String,
-    },
-    /// It is the key that seals.
-    #[error(
-        "the key `{fingerprint}` is the one that seals; make a new one first (`updraft keys renew`)"
-    )]
-    Current {
-        /// Which key.
-        fingerprint: String,
-    },
-    /// There are too many.
-    #[error("there are more than {KEYS_MAX} keys")]
-    TooMany,
-}
-
-/// A secret cannot be sealed again.
-#[derive(Debug, Error)]
-pub enum ResealError {
-    /// It does not open.
-    #[error(transparent)]
-    Unseal(#[from] UnsealError),
-    /// It cannot be sealed.
-    #[error(transparent)]
-    Seal(#[from] SealError),
-}
-
 /// The keys of one installation. Shared by threads: readers never wait for writers.
 #[derive(Debug)]
 pub struct KeyRing {
@@ -213,8 +105,7 @@ pub struct KeyRing {
     keys: ArcSwap<Keys>,
     /// Held by whoever writes the folder, beside the lock between processes.
     writing: Mutex<()>,
-    /// Which key opened a secret last, by label: the first to try next time.
-    remembered: Mutex<HashMap<Vec<u8>, String>>,
+    remembered: Mutex<Remembered>,
     metrics: SealMetrics,
 }
 
@@ -222,8 +113,17 @@ pub struct KeyRing {
 struct Keys {
     /// The newest first.
     pairs: Vec<KeyPair>,
+    /// The files they are from: reading one again costs little while it is the same.
+    files: BTreeMap<String, Held>,
     /// When the folder changed last; `None` where that is too recent to be relied on.
     stamp: Option<SystemTime>,
+}
+
+/// A key file as it was read.
+#[derive(Debug, Clone)]
+struct Held {
+    digest: [u8; 32],
+    pair: KeyPair,
 }
 
 impl KeyRing {
@@ -238,7 +138,7 @@ impl KeyRing {
         let locked = lock(folder).map_err(failed)?;
         let holds_keys = !file::names(folder).map_err(failed)?.is_empty();
         let machine_key = MachineKey::open(&options.machine_key, !holds_keys)?;
-        let keys = read(folder, &machine_key, options.order)?;
+        let keys = read(folder, &machine_key, options.order, &BTreeMap::new())?;
         let ring = Self {
             folder: folder.to_owned(),
             machine_key,
@@ -297,114 +197,6 @@ impl KeyRing {
         self.keys.load().pairs.clone()
     }
 
-    /// Opens a secret.
-    ///
-    /// # Errors
-    /// Every item that does not open, with the reason.
-    pub fn unseal(&self, secret: &SealedSecret) -> Result<OpenedSecret, UnsealError> {
-        self.unseal_with(secret, &Hints::default())
-    }
-
-    /// Opens a secret; where that fails, `hints` are other places that it may be for.
-    ///
-    /// # Errors
-    /// Every item that does not open, with the reason.
-    pub fn unseal_with(
-        &self,
-        secret: &SealedSecret,
-        hints: &Hints,
-    ) -> Result<OpenedSecret, UnsealError> {
-        let opened = self.with_keys(secret, |keys| {
-            unseal::unseal_with_keys(keys, secret, hints, self.options.limits)
-        });
-        self.metrics.count(secret.namespace.as_deref().unwrap_or_default(), opened.is_ok());
-        opened
-    }
-
-    /// Seals a secret again with the newest key, in the same scope and place, and hands out no
-    /// value: what the template says about the scope is made to agree with the object.
-    ///
-    /// # Errors
-    /// It does not open, or cannot be sealed.
-    pub fn reseal(&self, secret: &SealedSecret) -> Result<SealedSecret, ResealError> {
-        let opened = self.with_keys(secret, |keys| {
-            unseal::open_items(keys, secret, &Hints::default(), self.options.limits)
-        })?;
-        let certificate = self.certificate().map_err(|_| SealError::NoCertificate)?;
-        let template = match secret.legacy {
-            Some(_) => opened.template(),
-            None => secret.template.clone(),
-        };
-        let draft = Draft {
-            name: secret.name.clone(),
-            namespace: secret.namespace.clone(),
-            scope: secret.scope,
-            template,
-            items: opened.items,
-        };
-        let sealed = seal(&certificate, &draft, Timestamp::now())?;
-        Ok(SealedSecret {
-            place: secret.place,
-            annotations: secret.annotations.clone(),
-            labels: secret.labels.clone(),
-            ..sealed
-        })
-    }
-
-    /// Which keys open the items of a secret, by fingerprint; items that do not open are left out.
-    pub fn opened_by(&self, secret: &SealedSecret) -> Vec<String> {
-        let mut found: Vec<String> = Vec::new();
-        for (key, item) in &secret.items {
-            let one = SealedSecret {
-                items: [(key.clone(), item.clone())].into(),
-                template: crate::Template::default(),
-                ..secret.clone()
-            };
-            let opened = self.with_keys(&one, |keys| {
-                unseal::open_items(keys, &one, &Hints::default(), self.options.limits)
-            });
-            if let Ok(opened) = opened
-                && matches!(item, Item::Sealed(_))
-            {
-                found.extend(opened.opened_by);
-            }
-        }
-        found.sort();
-        found.dedup();
-        found
-    }
-
-    fn with_keys(
-        &self,
-        secret: &SealedSecret,
-        open: impl FnOnce(&[OpeningKey<'_>]) -> Result<OpenedSecret, UnsealError>,
-    ) -> Result<OpenedSecret, UnsealError> {
-        self.refresh();
-        let keys = self.keys.load_full();
-        let mut opening = keys.opening();
-        // A secret that opened before most likely opens with the same key.
-        let place = [
-            secret.name.as_bytes(),
-            &[0],
-            secret.namespace.as_deref().unwrap_or_default().as_bytes(),
-        ]
-        .concat();
-        if let Some(known) = guard(&self.remembered).get(&place) {
-            opening.sort_by_key(|opening| opening.key.fingerprint() != known);
-        }
-        let opened = open(&opening);
-        if let Ok(opened) = &opened
-            && let Some(fingerprint) = opened.opened_by.first()
-        {
-            let mut remembered = guard(&self.remembered);
-            if remembered.len() >= REMEMBERED_MAX {
-                remembered.clear();
-            }
-            remembered.insert(place, fingerprint.clone());
-        }
-        opened
-    }
-
     /// Makes a new key, which seals from now on.
     ///
     /// # Errors
@@ -461,7 +253,51 @@ impl KeyRing {
     /// # Errors
     /// There is no such key, or it is the one that seals.
     pub fn set_state(&self, wanted: &str, state: KeyState) -> Result<KeyInfo, KeyRingError> {
-        self.refresh();
+        let info = self.find(wanted)?;
+        if info.current && state != KeyState::Active {
+            return Err(KeyRingError::Current { fingerprint: info.fingerprint });
+        }
+        let keys = self.keys.load_full();
+        let pair = keys.pairs.iter().find(|pair| pair.private.fingerprint() == info.fingerprint);
+        let pair = pair.ok_or_else(|| KeyRingError::Unknown { wanted: wanted.to_owned() })?;
+        self.write(&[KeyPair { state, ..pair.clone() }])?;
+        Ok(KeyInfo { state, ..info })
+    }
+
+    /// Takes down which keys opened the secrets that came into force, by whole name; nothing for
+    /// those that are gone.
+    ///
+    /// # Errors
+    /// The machine's fault.
+    pub fn note_uses(
+        &self,
+        changes: &BTreeMap<String, Option<BTreeSet<String>>>,
+    ) -> Result<(), KeyRingError> {
+        let failed = |source| KeyRingError::Folder { path: self.folder.clone(), source };
+        let _writing = guard(&self.writing);
+        let _lock = lock(&self.folder).map_err(failed)?;
+        let mut uses = Uses::read(&self.folder).map_err(failed)?;
+        let mut changed = false;
+        for (secret, keys) in changes {
+            changed |= uses.set(secret, keys.as_ref());
+        }
+        if changed { uses.write(&self.folder).map_err(failed) } else { Ok(()) }
+    }
+
+    /// The secrets in force that a key opened, by whole name.
+    ///
+    /// # Errors
+    /// The machine's fault.
+    pub fn uses(&self, fingerprint: &str) -> Result<Vec<String>, KeyRingError> {
+        let failed = |source| KeyRingError::Folder { path: self.folder.clone(), source };
+        Ok(Uses::read(&self.folder).map_err(failed)?.of(fingerprint))
+    }
+
+    /// The key that a fingerprint or its beginning means.
+    ///
+    /// # Errors
+    /// There is none, or several.
+    pub fn find(&self, wanted: &str) -> Result<KeyInfo, KeyRingError> {
         let found = self.list().into_iter().filter(|info| {
             let short = info.fingerprint.strip_prefix("SHA256:").unwrap_or_default();
             info.fingerprint == wanted
@@ -471,19 +307,11 @@ impl KeyRing {
                             && wanted.len() > "SHA256:".len() + 3)
         });
         let mut found: Vec<KeyInfo> = found.collect();
-        let info = match (found.pop(), found.is_empty()) {
-            (Some(info), true) => info,
-            (None, _) => return Err(KeyRingError::Unknown { wanted: wanted.to_owned() }),
-            (Some(_), false) => return Err(KeyRingError::Ambiguous { wanted: wanted.to_owned() }),
-        };
-        if info.current && state != KeyState::Active {
-            return Err(KeyRingError::Current { fingerprint: info.fingerprint });
+        match (found.pop(), found.is_empty()) {
+            (Some(info), true) => Ok(info),
+            (None, _) => Err(KeyRingError::Unknown { wanted: wanted.to_owned() }),
+            (Some(_), false) => Err(KeyRingError::Ambiguous { wanted: wanted.to_owned() }),
         }
-        let keys = self.keys.load_full();
-        let pair = keys.pairs.iter().find(|pair| pair.private.fingerprint() == info.fingerprint);
-        let pair = pair.ok_or_else(|| KeyRingError::Unknown { wanted: wanted.to_owned() })?;
-        self.write(&[KeyPair { state, ..pair.clone() }])?;
-        Ok(KeyInfo { state, ..info })
     }
 
     /// Takes in keys made elsewhere; those that are here already stay as they are. Tells how many
@@ -519,8 +347,12 @@ impl KeyRing {
                 KeyFile::write(&self.folder, &self.machine_key, pair)?;
             }
         }
-        self.keys.store(Arc::new(read(&self.folder, &self.machine_key, self.options.order)?));
+        self.keys.store(Arc::new(self.read()?));
         Ok(())
+    }
+
+    fn read(&self) -> Result<Keys, KeyRingError> {
+        read(&self.folder, &self.machine_key, self.options.order, &self.keys.load().files)
     }
 
     /// Reads the folder again if somebody changed it. What cannot be read changes nothing.
@@ -533,7 +365,7 @@ impl KeyRing {
         if stamp.is_some() && stamp == self.keys.load().stamp {
             return;
         }
-        match read(&self.folder, &self.machine_key, self.options.order) {
+        match self.read() {
             Ok(keys) => self.keys.store(Arc::new(keys)),
             Err(error) => {
                 tracing::error!(%error, "the keys of sealed secrets cannot be read again; those read before stay");
@@ -553,16 +385,12 @@ impl Keys {
     }
 }
 
-impl KeyOrder {
-    fn age(self, pair: &KeyPair) -> Timestamp {
-        match self {
-            Self::CertificateNotBefore => pair.certificate.not_before(),
-            Self::Created => pair.created,
-        }
-    }
-}
-
-fn read(folder: &Path, key: &MachineKey, order: KeyOrder) -> Result<Keys, KeyRingError> {
+fn read(
+    folder: &Path,
+    key: &MachineKey,
+    order: KeyOrder,
+    known: &BTreeMap<String, Held>,
+) -> Result<Keys, KeyRingError> {
     let failed = |source| KeyRingError::Folder { path: folder.to_owned(), source };
     // Taken before the files: a change while they are read is seen the next time.
     let stamp = file::stamp(folder);
@@ -570,14 +398,20 @@ fn read(folder: &Path, key: &MachineKey, order: KeyOrder) -> Result<Keys, KeyRin
     if names.len() > KEYS_MAX {
         return Err(KeyRingError::TooMany);
     }
-    let mut pairs = Vec::with_capacity(names.len());
+    let mut files = BTreeMap::new();
     for name in names {
-        pairs.push(KeyFile::read(&folder.join(name), key)?);
+        let file = KeyFile::load(&folder.join(&name))?;
+        let held = match known.get(&name).filter(|held| held.digest == file.digest()) {
+            Some(held) => held.clone(),
+            None => Held { digest: file.digest(), pair: file.open(key)? },
+        };
+        files.insert(name, held);
     }
+    let mut pairs: Vec<KeyPair> = files.values().map(|held| held.pair.clone()).collect();
     pairs.sort_by_key(|pair| {
         (std::cmp::Reverse(order.age(pair)), pair.private.fingerprint().to_owned())
     });
-    Ok(Keys { pairs, stamp })
+    Ok(Keys { pairs, files, stamp })
 }
 
 /// Keeps other processes from writing the folder until it is dropped.

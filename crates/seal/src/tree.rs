@@ -13,8 +13,8 @@ use serde_json::Value as Json;
 use serde_saphyr::{Location, Spanned};
 use zeroize::Zeroizing;
 
-use crate::Limits;
 use crate::document::{ParseError, ParseErrorKind, Place};
+use crate::{Limits, locate};
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub(crate) struct Chunk {
     pub(crate) span: Option<Range<usize>>,
     pub(crate) root: Node,
 }
+
+/// A document, or why it cannot be read.
+pub(crate) type Read = Result<Chunk, ParseError>;
 
 /// A value with its place.
 #[derive(Clone)]
@@ -110,20 +113,25 @@ impl Value {
 
 /// Reads every document of a file.
 pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<(Format, Vec<Chunk>), ParseError> {
+    let (format, chunks) = read(bytes, limits)?;
+    Ok((format, chunks.into_iter().collect::<Result<_, _>>()?))
+}
+
+/// Reads every document of a file, whatever is wrong with the others.
+pub(crate) fn read(bytes: &[u8], limits: &Limits) -> Result<(Format, Vec<Read>), ParseError> {
     if bytes.len() > limits.file_bytes {
         let (size, limit) = (bytes.len(), limits.file_bytes);
-        return Err(ParseError::of_file(ParseErrorKind::FileTooLarge { size, limit }));
+        return Err(somewhere(bytes, ParseErrorKind::FileTooLarge { size, limit }));
     }
-    let text =
-        std::str::from_utf8(bytes).map_err(|_| ParseError::of_file(ParseErrorKind::NotText))?;
+    let text = std::str::from_utf8(bytes).map_err(|error| no_text(bytes, error.valid_up_to()))?;
     let start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let (format, chunks) = if text[start..].trim_start().starts_with(['{', '[']) {
         match parse_json(&text[start..]) {
-            Ok(chunks) => (Format::Json, chunks),
+            Ok(chunks) => (Format::Json, chunks.into_iter().map(Ok).collect()),
             // Flow style begins like JSON.
             Err(complaint) => match parse_yaml(text, start, limits) {
-                Ok(chunks) => (Format::Yaml, chunks),
-                Err(_) => return Err(complaint),
+                Ok(chunks) if chunks.iter().all(Result::is_ok) => (Format::Yaml, chunks),
+                _ => return Err(complaint),
             },
         }
     } else {
@@ -135,6 +143,31 @@ pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<(Format, Vec<Chunk>
         }));
     }
     Ok((format, chunks))
+}
+
+/// What is wrong with a file as a whole, with the item that is most likely the cause.
+fn somewhere(bytes: &[u8], kind: ParseErrorKind) -> ParseError {
+    let found = std::str::from_utf8(bytes).ok().and_then(locate::longest);
+    match found {
+        Some((place, key)) => ParseError { place: Some(place), key, kind },
+        None => ParseError::of_file(kind),
+    }
+}
+
+/// Tells in which document and item the first byte stands that is no text.
+fn no_text(bytes: &[u8], valid: usize) -> ParseError {
+    let kind = ParseErrorKind::NotText;
+    let Ok(before) = std::str::from_utf8(&bytes[..valid]) else { return ParseError::of_file(kind) };
+    // A file of another encoding is no text from its beginning.
+    if before.trim().is_empty() {
+        return ParseError::of_file(kind);
+    }
+    let parts = divide(before, 0);
+    let document = parts.iter().filter(|part| !is_empty(&before[(*part).clone()])).count().max(1);
+    let part = parts.last().map_or(before, |part| &before[part.clone()]);
+    let key = locate::item_at(part, usize::MAX);
+    let line = before.matches('\n').count() + 1;
+    ParseError { place: Some(Place { document, item: None, line }), key, kind }
 }
 
 fn parse_json(text: &str) -> Result<Vec<Chunk>, ParseError> {
@@ -151,11 +184,10 @@ fn parse_json(text: &str) -> Result<Vec<Chunk>, ParseError> {
             }
             Some(Err(error)) => {
                 let words = error.to_string();
-                let words = words.rfind(" at line ").map_or(&*words, |at| &words[..at]);
-                return Err(ParseError::at(
-                    place(error.line()),
-                    ParseErrorKind::Syntax { format: "JSON", words: words.to_owned() },
-                ));
+                let words = words.rfind(" at line ").map_or(&*words, |at| &words[..at]).to_owned();
+                let key = if error.is_eof() { locate::item_at_end(text) } else { None };
+                let kind = ParseErrorKind::Syntax { format: "JSON", words };
+                return Err(ParseError { place: Some(place(error.line())), key, kind });
             }
         }
     }
@@ -190,8 +222,8 @@ fn is_empty(part: &str) -> bool {
     })
 }
 
-fn parse_yaml(text: &str, start: usize, limits: &Limits) -> Result<Vec<Chunk>, ParseError> {
-    let mut chunks: Vec<Chunk> = Vec::new();
+fn parse_yaml(text: &str, start: usize, limits: &Limits) -> Result<Vec<Read>, ParseError> {
+    let mut chunks: Vec<Read> = Vec::new();
     for part in divide(text, start) {
         let written = &text[part.clone()];
         if is_empty(written) {
@@ -204,8 +236,8 @@ fn parse_yaml(text: &str, start: usize, limits: &Limits) -> Result<Vec<Chunk>, P
         }
         let lines = text[..part.start].matches('\n').count();
         let origin = Origin { number, offset: part.start, lines, text: written };
-        let root = origin.parse(limits)?;
-        chunks.push(Chunk { number, span: Some(part), root });
+        let root = origin.parse(limits);
+        chunks.push(root.map(|root| Chunk { number, span: Some(part), root }));
     }
     Ok(chunks)
 }
@@ -258,10 +290,9 @@ impl Origin<'_> {
         let words = error.to_string();
         let words = words.lines().next().unwrap_or_default();
         let words = words.rfind(" at line ").map_or(words, |at| &words[..at]);
-        ParseError::at(
-            self.place(line),
-            ParseErrorKind::Syntax { format: "YAML", words: words.to_owned() },
-        )
+        let key = locate::item_at(self.text, line);
+        let kind = ParseErrorKind::Syntax { format: "YAML", words: words.to_owned() };
+        ParseError { place: Some(self.place(line)), key, kind }
     }
 
     fn node(&self, raw: Spanned<Placed>) -> Result<Node, ParseError> {

@@ -176,12 +176,22 @@ pub(crate) fn open_file(root: impl AsFd, path: &RelativePath) -> Result<(File, u
     Ok((File::from(file), u64::try_from(stat.st_size).unwrap_or(0)))
 }
 
-/// Reads a text file beneath `root`, at most `limit` bytes of it.
+/// Reads a text file beneath `root` of at most `limit` bytes.
 pub(crate) fn read_text(
     root: impl AsFd,
     path: &RelativePath,
     limit: u64,
 ) -> Result<String, OpenError> {
+    let bytes = read_bytes(root, path, limit)?;
+    String::from_utf8(bytes).map_err(|_| OpenError::NotText(path.to_string()))
+}
+
+/// Reads a file beneath `root` of at most `limit` bytes.
+pub(crate) fn read_bytes(
+    root: impl AsFd,
+    path: &RelativePath,
+    limit: u64,
+) -> Result<Vec<u8>, OpenError> {
     let (file, size) = open_file(root, path)?;
     let too_large = |size| OpenError::TooLarge { path: path.to_string(), size, limit };
     if size > limit {
@@ -194,7 +204,7 @@ pub(crate) fn read_text(
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64));
     }
-    String::from_utf8(bytes).map_err(|_| OpenError::NotText(path.to_string()))
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub(crate) use seal::{Keys, Seal};
+pub(crate) use seal::{Keys, KeysArguments, Seal};
 
 /// Where the data lies unless a flag, the environment or a configuration file says otherwise.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/updraft";
@@ -89,8 +89,7 @@ pub(crate) enum Command {
     /// Seal secrets so that they can be committed: offline, with the certificate alone
     Seal(Box<Seal>),
     /// Keys of sealed secrets: renew, retire, back up, restore
-    #[command(subcommand)]
-    Keys(Keys),
+    Keys(KeysArguments),
     /// Tokens that let an owner push and look
     #[command(subcommand)]
     Token(Token),

@@ -361,6 +361,16 @@ pub(crate) fn broker(path: &Path) -> Result<Option<NatsConfig>> {
     Ok((queue.backend == QueueBackend::Nats).then_some(queue.nats))
 }
 
+/// How the keys of sealed secrets are made and chosen by the server with this file, if it has one.
+pub(crate) fn keys(path: Option<&Path>) -> Result<KeysConfig> {
+    let keys = match path {
+        Some(path) => read(path)?.keys,
+        None => KeysConfig::default(),
+    };
+    keys.check()?;
+    Ok(keys)
+}
+
 fn read(path: &Path) -> Result<ConfigFile> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the configuration file {}", path.display()))?;

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use prometheus_client::registry::Registry;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -140,10 +142,15 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// A core file of a crash would hold keys and secrets that were in memory.
+/// A core file of a crash would hold keys and secrets that were in memory. Nothing that is started
+/// from here leaves one either.
 fn leave_no_core() {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(error) = setrlimit(Resource::Core, none) {
+    // A limit of 0 is not heeded where the system hands cores to a program; 1 is, and is too little
+    // for a file (core(5), `fs/coredump.c`).
+    let none = Rlimit { current: Some(1), maximum: Some(1) };
+    let limited = setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    if let Err(error) = limited {
         tracing::warn!(%error, "a crash may leave a core file, which would hold secrets");
     }
 }
@@ -500,6 +507,7 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
             ..usual.default_limits
         },
         ready_limit: function.ready,
+        wider_scopes: config.keys.wider_scopes,
         ..usual
     }
 }

@@ -135,9 +135,7 @@ pub(crate) async fn diff(
     let repository =
         RepositoryName::new(repository).map_err(|error| Failure::bad_request(error.to_string()))?;
     let body = read_body(body, FILE_LIMIT).await?;
-    let content =
-        String::from_utf8(body.to_vec()).map_err(|_| "the file is no UTF-8 text".to_owned());
-    let file = SecretFile { path: "secrets.yml".to_owned(), content };
+    let file = SecretFile { path: "secrets.yml".to_owned(), content: Ok(body.to_vec()) };
     let compared = host.pipeline.compare_secrets(&owner, &repository, vec![file]).await;
     compared.map(Json).map_err(|error| match error {
         CompareError::Engine(error) => error.into(),

@@ -4,11 +4,12 @@
 //! go on with it, and the push ends as failed because not all that it says was done. What is done
 //! here may be done twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use updraft_engine::{EngineError, PutSecret, SecretChange, SecretOrigin};
 use updraft_model::{FunctionName, Namespace, SecretName};
+use updraft_seal::{ErrorReason, SealMetrics};
 use updraft_source::stack::{SecretFile, Stack};
 use updraft_store::PinnedTo;
 
@@ -36,7 +37,7 @@ impl Run {
             Ok(files) => files,
             Err(Halt::Failed { reason, .. }) => {
                 // Functions are deployed all the same: half a deployment would be worse.
-                self.refuse(refusal_of_all(&reason)).await?;
+                self.refuse(refusal_of_all(&reason), &BTreeSet::new()).await?;
                 return Ok(Taken::default());
             }
             Err(halt) => return Err(halt),
@@ -50,7 +51,7 @@ impl Run {
             Err(error) => {
                 // What it says may hold what it worked on.
                 tracing::error!(push = %self.push.id, panicked = error.is_panic(), "opening broke off");
-                self.refuse(refusal_of_all("Updraft made a mistake")).await?;
+                self.refuse(refusal_of_all("Updraft made a mistake"), &BTreeSet::new()).await?;
                 return Ok(Taken::default());
             }
         };
@@ -58,28 +59,59 @@ impl Run {
             self.warn(warning);
         }
         for refused in refused {
-            self.refuse(refused).await?;
+            self.refuse(refused, &named).await?;
         }
         let mut held = BTreeSet::new();
+        let mut uses = BTreeMap::new();
         for (name, opened) in opened {
             let keys: Vec<_> = opened.content.items.keys().cloned().collect();
             match self.put(&name, opened.content).await {
                 Ok(outcome) => {
                     let (secret, file) = (name.clone(), opened.file);
                     self.journal.tell(&PushEventKind::SecretTaken { secret, file, keys, outcome });
+                    self.count(|metrics, namespace| {
+                        metrics.condition(namespace, name.as_str(), Some(true));
+                    });
+                    uses.insert(name.to_string(), Some(opened.opened_by));
                     held.insert(name);
                 }
-                Err(reason) => {
+                Err(NotPut { kind, reason }) => {
+                    self.count(|metrics, namespace| metrics.error(kind, namespace));
                     let (file, place) = (opened.file, opened.place);
                     let name = Some(name.as_str().to_owned());
-                    self.refuse(Refused { file, place, name, reason }).await?;
+                    self.refuse(Refused { file, place, name, reason }, &named).await?;
                 }
             }
         }
+        self.note_uses(uses).await;
         if !held.is_empty() {
             self.pipeline.secrets_changed();
         }
         Ok(Taken { held, named, complete })
+    }
+
+    /// Counts something of the owner's secrets.
+    fn count(&self, what: impl FnOnce(&SealMetrics, &str)) {
+        if let Some(ring) = self.pipeline.unsealer.ring() {
+            what(ring.metrics(), Namespace::default().as_str());
+        }
+    }
+
+    /// Takes down which keys opened what is in force, for whoever wants to retire one.
+    async fn note_uses(&self, changes: BTreeMap<String, Option<BTreeSet<String>>>) {
+        let unsealer = Arc::clone(&self.pipeline.unsealer);
+        let noting = tokio::task::spawn_blocking(move || match unsealer.ring() {
+            Some(ring) if !changes.is_empty() => ring.note_uses(&changes),
+            _ => Ok(()),
+        });
+        match noting.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = chain(&error);
+                tracing::warn!(error, "which keys are in use could not be taken down");
+            }
+            Err(error) => tracing::error!(%error, "taking down which keys are in use broke off"),
+        }
     }
 
     fn rules(&self) -> Rules {
@@ -109,9 +141,11 @@ impl Run {
         &self,
         name: &SecretName,
         content: updraft_engine::SecretContent,
-    ) -> Result<SecretOutcome, String> {
+    ) -> Result<SecretOutcome, NotPut> {
         let (engine, namespace) = (&self.pipeline.engine, Namespace::default());
-        let known = engine.list_secrets(&namespace).await.map_err(|error| chain(&error))?;
+        let failed =
+            |error: EngineError| NotPut { kind: ErrorReason::Update, reason: chain(&error) };
+        let known = engine.list_secrets(&namespace).await.map_err(failed)?;
         let known = known.into_iter().find(|known| known.name == *name);
         let mut by_hand = false;
         if let Some(known) = &known {
@@ -119,25 +153,27 @@ impl Run {
                 SecretOrigin::Sealed { repository, .. }
                     if !known.origin.is_same_source(&content.origin) =>
                 {
-                    return Err(format!(
+                    let reason = format!(
                         "repository `{repository}` has a document of this name already; remove it \
                          from one of the two"
-                    ));
+                    );
+                    return Err(NotPut { kind: ErrorReason::Unmanaged, reason });
                 }
                 SecretOrigin::Sealed { .. } => {}
                 SecretOrigin::Api => by_hand = true,
             }
             if known.annotations.contains_key(IMMUTABLE) {
                 let held = engine.read_secret(&namespace, name).await;
-                if held.map_err(|error| chain(&error))? != content.items {
-                    return Err("it is immutable and its items are others now; seal the new ones \
-                                under another name"
-                        .to_owned());
+                if held.map_err(failed)? != content.items {
+                    let reason = "it is immutable and its items are others now; seal the new ones \
+                                  under another name"
+                        .to_owned();
+                    return Err(NotPut { kind: ErrorReason::Update, reason });
                 }
             }
         }
         let put = engine.put_secret(&namespace, name, content, PutSecret::Either).await;
-        match put.map_err(|error| chain(&error))? {
+        match put.map_err(failed)? {
             SecretChange::Created => Ok(SecretOutcome::Created),
             SecretChange::Replaced => {
                 if by_hand {
@@ -149,20 +185,32 @@ impl Run {
         }
     }
 
-    /// Tells that a document cannot be taken, and who goes on with what its secret held before.
-    async fn refuse(&mut self, refused: Refused) -> Result<(), Halt> {
+    /// Tells that a document cannot be taken, and who goes on with what its secret held before;
+    /// `named` are the secrets that documents of the commit name.
+    async fn refuse(&mut self, refused: Refused, named: &BTreeSet<SecretName>) -> Result<(), Halt> {
         let Refused { file, place, name, reason } = refused;
         let secret = name.as_deref().and_then(|name| SecretName::new(name.to_lowercase()).ok());
         let known = self.pipeline.engine.list_secrets(&Namespace::default()).await;
         let mut known = known.unwrap_or_default();
         known.retain(|known| match (&secret, &known.origin) {
             (Some(secret), _) => known.name == *secret && self.is_own(secret),
-            // The file as a whole: what it brought before.
+            // A file, or a document without a name: what the file brought before and no other
+            // document tells of.
             (None, SecretOrigin::Sealed { owner, repository, file: from, .. }) => {
-                *owner == self.push.owner && *repository == self.push.repository && *from == file
+                *owner == self.push.owner
+                    && *repository == self.push.repository
+                    && *from == file
+                    && !named.contains(&known.name)
             }
             (None, SecretOrigin::Api) => false,
         });
+        match &secret {
+            Some(secret) if self.is_own(secret) => self.count(|metrics, namespace| {
+                metrics.condition(namespace, secret.as_str(), Some(false));
+            }),
+            Some(_) => {}
+            None => self.count(|metrics, namespace| metrics.error(ErrorReason::Fetch, namespace)),
+        }
         let keeps = !known.is_empty();
         let mut users = BTreeSet::new();
         for known in known {
@@ -261,7 +309,11 @@ impl Run {
                 continue;
             }
             match engine.remove_secret(&namespace, &known.name).await {
-                Ok(()) => self.journal.tell(&PushEventKind::SecretRemoved { secret }),
+                Ok(()) => {
+                    self.count(|metrics, namespace| metrics.forget(namespace, secret.as_str()));
+                    self.note_uses([(secret.to_string(), None)].into()).await;
+                    self.journal.tell(&PushEventKind::SecretRemoved { secret });
+                }
                 Err(EngineError::UnknownSecret { .. }) => {}
                 Err(error) => {
                     self.warn(format!("secret {secret} was not removed: {}", chain(&error)));
@@ -270,6 +322,14 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// A secret was opened and could not be kept.
+struct NotPut {
+    /// How it is counted.
+    kind: ErrorReason,
+    /// What the owner is told.
+    reason: String,
 }
 
 fn refusal_of_all(reason: &str) -> Refused {

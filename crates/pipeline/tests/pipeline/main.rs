@@ -2,6 +2,7 @@
 //! what runs are small recording doubles, because the real ones have suites of their own.
 #![allow(clippy::unwrap_used)]
 
+mod bad_secrets;
 mod builder;
 mod engine;
 mod git_push;
@@ -10,5 +11,6 @@ mod newest_wins;
 mod ownership;
 mod resuming;
 mod rolling_back;
+mod sealing;
 mod secrets;
 mod world;

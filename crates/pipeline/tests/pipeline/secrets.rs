@@ -1,119 +1,16 @@
-//! Sealed secrets that come with a push: whose they may be, what they replace, who starts afresh,
-//! and what is told when one cannot be taken.
+//! Sealed secrets that come with a push: whose they may be, what they replace, who starts afresh.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::Arc;
-use std::time::Instant;
+use jiff::Timestamp;
+use updraft_engine::{Engine, SecretOrigin};
+use updraft_model::Namespace;
+use updraft_pipeline::{PushState, SecretOutcome};
+use updraft_seal::Certificate;
 
-use jiff::{SignedDuration, Timestamp};
-use updraft_engine::{Engine, SecretItems, SecretOrigin};
-use updraft_model::{Namespace, SecretName};
-use updraft_pipeline::{PipelineOptions, PushEventKind, PushState, SecretOutcome, Unsealer};
-use updraft_seal::{
-    Certificate, Hints, KeyRing, KeyRingOptions, Limits, OpenedSecret, OpeningKey, PrivateKey,
-    Scope, SealedSecret, SecretBytes, UnsealError, seal_value, unseal_with_keys,
+use crate::sealing::{
+    DOCKERFILE, held, items, name, outcomes, ring, sealed, stack_with, until, value, world,
+    world_of, world_with,
 };
-
-use crate::world::{BOUND, Story, World, owner, stack};
-
-const DOCKERFILE: &str = "FROM scratch\n";
-
-/// The one key of a platform, of a size that tests can wait for.
-#[derive(Debug)]
-struct OneKey(PrivateKey);
-
-impl Unsealer for OneKey {
-    fn unseal(&self, secret: &SealedSecret, hints: &Hints) -> Result<OpenedSecret, UnsealError> {
-        let key = OpeningKey { key: &self.0, in_use: true };
-        unseal_with_keys(&[key], secret, hints, Limits::usual())
-    }
-}
-
-fn sealer() -> (Arc<OneKey>, Certificate) {
-    let key = PrivateKey::generate(2048).unwrap();
-    let certificate = key.certify("", Timestamp::now(), SignedDuration::from_hours(1)).unwrap();
-    (Arc::new(OneKey(key)), certificate)
-}
-
-/// A platform that opens what is sealed with the certificate.
-fn world_with(change: fn(&mut PipelineOptions)) -> (World, Certificate) {
-    let (key, certificate) = sealer();
-    let mut world = World::with(change);
-    world.kill();
-    world.unsealer = key;
-    world.start();
-    (world, certificate)
-}
-
-fn world() -> (World, Certificate) {
-    world_with(|_| {})
-}
-
-fn value(certificate: &Certificate, label: &str, value: &[u8]) -> String {
-    seal_value(certificate, label.as_bytes(), &SecretBytes::new(value.to_vec())).unwrap()
-}
-
-/// A document in strict scope for the functions' namespace.
-fn sealed(certificate: &Certificate, name: &str, items: &[(&str, &str)]) -> String {
-    let label = format!("openfaas-fn/{name}");
-    let mut text = format!(
-        "---\napiVersion: bitnami.com/v1alpha1\nkind: SealedSecret\nmetadata:\n  name: {name}\n  \
-         namespace: openfaas-fn\nspec:\n  encryptedData:\n"
-    );
-    for (key, plain) in items {
-        let sealed = value(certificate, &label, plain.as_bytes());
-        writeln!(text, "    {key}: {sealed}").unwrap();
-    }
-    text
-}
-
-/// A stack of one function `hello` with secrets.
-fn stack_with(secrets: &[&str]) -> String {
-    let mut text = stack(&["hello"]);
-    text.push_str("    secrets:\n");
-    for name in secrets {
-        writeln!(text, "      - {name}").unwrap();
-    }
-    text
-}
-
-fn name(text: &str) -> SecretName {
-    SecretName::new(text).unwrap()
-}
-
-fn held(world: &World, secret: &str) -> Option<BTreeMap<String, String>> {
-    let items = world.run(world.engine.read_secret(&Namespace::default(), &name(secret))).ok()?;
-    let text = |items: &SecretItems| {
-        let items = items.iter();
-        items
-            .map(|(key, value)| {
-                (key.to_string(), String::from_utf8_lossy(value.expose()).into_owned())
-            })
-            .collect()
-    };
-    Some(text(&items))
-}
-
-fn items(items: &[(&str, &str)]) -> BTreeMap<String, String> {
-    items.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-}
-
-fn outcomes(story: &Story) -> Vec<(String, SecretOutcome)> {
-    let of = |event: &updraft_pipeline::PushEvent| match &event.kind {
-        PushEventKind::SecretTaken { secret, outcome, .. } => Some((secret.to_string(), *outcome)),
-        _ => None,
-    };
-    story.events.iter().filter_map(of).collect()
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + BOUND;
-    while !is_so() {
-        assert!(Instant::now() < end, "not in time: {what}");
-        std::thread::yield_now();
-    }
-}
+use crate::world::owner;
 
 #[test]
 fn a_sealed_secret_comes_with_its_push_and_its_functions_start_afresh_when_it_changes() {
@@ -171,114 +68,6 @@ fn secrets_come_from_every_file_that_the_stack_names_and_several_from_one() {
     assert_eq!(outcomes(&story).len(), 3);
     let spec = world.engine.spec("alice-hello").unwrap();
     assert_eq!(spec.secrets, [name("alice-one"), name("alice-more")]);
-}
-
-/// What may be wrong with a document, and what is told of it.
-#[test]
-fn what_cannot_be_taken_is_told_with_file_document_and_key_and_the_old_secret_stays() {
-    let (world, certificate) = world();
-    let (_, stranger) = sealer();
-    let good = sealed(&certificate, "alice-db", &[("password", "old")]);
-    let stack = stack_with(&["db"]);
-    world.push(&[
-        ("stack.yml", stack.as_str()),
-        ("hello/Dockerfile", DOCKERFILE),
-        ("secrets.yml", &good),
-    ]);
-    world.engine.take_applied();
-    let strict = "openfaas-fn/alice-db";
-    let db = |sealed: &str| {
-        format!(
-            "apiVersion: bitnami.com/v1alpha1\nkind: SealedSecret\nmetadata:\n  name: alice-db\n  \
-             namespace: openfaas-fn\nspec:\n  encryptedData:\n    password: {sealed}\n"
-        )
-    };
-    let new = value(&certificate, strict, b"new");
-    let flipped = {
-        let mut text = new.clone().into_bytes();
-        let last = text.len() - 8;
-        text[last] = if text[last] == b'A' { b'B' } else { b'A' };
-        String::from_utf8(text).unwrap()
-    };
-    let cut = &new[..new.len() / 2 / 4 * 4];
-    let wide = |scope: Scope| {
-        let label = String::from_utf8(scope.label("openfaas-fn", "alice-db")).unwrap();
-        let document = db(&value(&certificate, &label, b"new"));
-        let annotation = scope.annotation().unwrap();
-        document.replace("spec:", &format!("  annotations: {{ {annotation}: \"true\" }}\nspec:"))
-    };
-    let large = value(&certificate, strict, &vec![b'x'; 1 << 20]);
-    let two_large = db(&large) + &format!("    second: {large}\n");
-    let ten_megabytes = db(&"A".repeat(10 << 20));
-    let opaque = "no key could decrypt secret (password)";
-    for (what, file, expected) in [
-        ("truncated", db(cut), opaque),
-        ("bit-flipped", db(&flipped), opaque),
-        ("of another platform", db(&value(&stranger, strict, b"new")), opaque),
-        ("for another name", db(&value(&certificate, "openfaas-fn/alice-x", b"new")), opaque),
-        ("no base64", db("\"no base64!\""), "password"),
-        ("namespace-wide", wide(Scope::NamespaceWide), "seal it again in scope `strict`"),
-        ("cluster-wide", wide(Scope::ClusterWide), "seal it again in scope `strict`"),
-        ("too large", two_large, "1572864 bytes"),
-        ("ten megabytes", ten_megabytes, "8 MiB are allowed"),
-        ("no known version", db(&new).replace("v1alpha1", "v2"), "bitnami.com/v2"),
-        ("a key twice", db(&new) + &format!("    password: {new}\n"), "password"),
-        ("elsewhere", db(&new).replace(" openfaas-fn", " kube-system"), "`kube-system`"),
-        ("not YAML", "\t{".to_owned(), "secrets.yml"),
-        ("two of one name", format!("{}---\n{}", db(&new), db(&new)), "2 documents have this name"),
-        ("upper case", db(&new).replace("alice-db", "Alice-DB"), "seal it again as `alice-db`"),
-        (
-            "one name in two cases",
-            format!("{}---\n{}", db(&new), db(&new).replace("alice-db", "alice-DB")),
-            "2 documents have this name",
-        ),
-        (
-            "unsealed",
-            "apiVersion: v1\nkind: Secret\nmetadata: {name: alice-db}\n".to_owned(),
-            "not sealed",
-        ),
-    ] {
-        let story = world.push(&[("secrets.yml", &file)]);
-        let text = story.text();
-        assert_eq!(story.state(), PushState::Failed, "{what}: {text}");
-        assert!(text.contains(expected), "{what}: {text}");
-        assert!(text.contains("secrets.yml"), "{what}: {text}");
-        assert!(!text.contains("new\n") && text.len() < 4000, "{what}: {text}");
-        assert_eq!(held(&world, "alice-db"), Some(items(&[("password", "old")])), "{what}");
-        assert!(world.engine.take_applied().is_empty(), "{what}: the function is left alone");
-        assert!(text.contains("not taken: "), "{what}: {text}");
-        let whole_file =
-            ["ten megabytes", "no known version", "a key twice", "not YAML", "too large"];
-        if !whole_file.contains(&what) {
-            assert!(text.contains("document 1"), "{what}: {text}");
-        }
-        assert!(text.contains("which these functions have: hello"), "{what}: {text}");
-    }
-    // What is right again is taken again, bytes of every kind included.
-    let all: Vec<u8> = (0..=255).collect();
-    let story = world.push(&[("secrets.yml", &db(&value(&certificate, strict, &all)))]);
-    assert_eq!(story.state(), PushState::Ready, "{}", story.text());
-    let read = world.run(world.engine.read_secret(&Namespace::default(), &name("alice-db")));
-    assert_eq!(read.unwrap().get("password").unwrap().expose(), all);
-}
-
-#[test]
-fn one_bad_document_stops_neither_the_others_nor_the_functions() {
-    let (world, certificate) = world();
-    let bad = sealed(&certificate, "alice-bad", &[("k", "v")])
-        .replace("name: alice-bad", "name: alice-moved");
-    let file = bad + &sealed(&certificate, "alice-good", &[("k", "v")]);
-    let stack = stack_with(&["good"]);
-    let story = world.push(&[
-        ("stack.yml", stack.as_str()),
-        ("hello/Dockerfile", DOCKERFILE),
-        ("secrets.yml", &file),
-    ]);
-    assert_eq!(story.state(), PushState::Failed);
-    assert_eq!(held(&world, "alice-good"), Some(items(&[("k", "v")])));
-    assert_eq!(world.live("hello"), Some(1));
-    let summary = story.verdict.unwrap().summary;
-    assert_eq!(summary, "1 function live, 1 secret not taken: alice-moved");
 }
 
 /// `al` may not write what is `alice`'s, nor `alice` what is `al`'s, and two owners of which one
@@ -449,13 +238,8 @@ fn what_was_set_by_hand_is_replaced_with_a_warning() {
 #[test]
 fn a_renewal_of_the_key_in_the_middle_of_a_hundred_pushes_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let machine_key = folder.path().join("machine-key");
-    let options = KeyRingOptions { key_bits: 2048, ..KeyRingOptions::usual(machine_key) };
-    let ring = Arc::new(KeyRing::open(&folder.path().join("keys"), options).unwrap());
-    let mut world = World::new();
-    world.kill();
-    world.unsealer = Arc::<KeyRing>::clone(&ring);
-    world.start();
+    let ring = ring(folder.path(), true);
+    let world = world_of(&ring);
     let first = ring.certificate().unwrap();
     let mut all = String::new();
     let mut pushes = Vec::new();
@@ -493,20 +277,8 @@ fn a_renewal_of_the_key_in_the_middle_of_a_hundred_pushes_loses_nothing() {
 #[test]
 fn after_a_fire_the_keys_and_the_repository_bring_the_secrets_back() {
     let folder = tempfile::tempdir().unwrap();
-    let open = |place: &str, make| {
-        let machine_key = folder.path().join(place).join("machine-key");
-        let usual = KeyRingOptions::usual(machine_key);
-        let options = KeyRingOptions { key_bits: 2048, make, ..usual };
-        Arc::new(KeyRing::open(&folder.path().join(place).join("keys"), options).unwrap())
-    };
-    let world_of = |ring: &Arc<KeyRing>| {
-        let mut world = World::new();
-        world.kill();
-        world.unsealer = Arc::<KeyRing>::clone(ring);
-        world.start();
-        world
-    };
-    let ring = open("before", true);
+    let open = |place: &str| ring(&folder.path().join(place), true);
+    let ring = open("before");
     let file = sealed(&ring.certificate().unwrap(), "alice-db", &[("password", "p")]);
     let stack = stack_with(&["db"]);
     let files = [
@@ -523,7 +295,7 @@ fn after_a_fire_the_keys_and_the_repository_bring_the_secrets_back() {
     std::fs::remove_dir_all(folder.path().join("before")).unwrap();
 
     // An empty machine with keys of its own opens nothing, and says so.
-    let ring = open("after", true);
+    let ring = open("after");
     let world = world_of(&ring);
     let story = world.push(&files);
     assert_eq!(story.state(), PushState::Failed);
@@ -535,4 +307,60 @@ fn after_a_fire_the_keys_and_the_repository_bring_the_secrets_back() {
     assert_eq!(story.state(), PushState::Ready, "{}", story.text());
     assert_eq!(held(&world, "alice-db"), Some(items(&[("password", "p")])));
     assert_eq!(world.engine.spec("alice-hello").unwrap().secrets, [name("alice-db")]);
+}
+
+#[test]
+fn what_becomes_of_secrets_is_counted_and_the_keys_they_need_are_taken_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(folder.path(), true);
+    let mut registry = prometheus_client::registry::Registry::default();
+    ring.register_metrics(&mut registry, "test");
+    let counted = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    };
+    let world = world_of(&ring);
+    let old = ring.certificate().unwrap();
+    let push = |certificate: &Certificate, names: &[&str]| {
+        let of = |name: &&str| sealed(certificate, name, &[("k", "v")]);
+        let file: String = names.iter().map(of).collect();
+        world.push(&[("secrets.yml", &file)])
+    };
+    assert_eq!(push(&old, &["alice-a", "alice-b"]).state(), PushState::Ready);
+    let labels = |name: &str| {
+        format!(
+            "sealed_secrets_controller_condition_info{{namespace=\"openfaas-fn\",\
+             name=\"{name}\",condition=\"Synced\",ss_app_kubernetes_io_instance=\"\"}}"
+        )
+    };
+    for name in ["alice-a", "alice-b"] {
+        assert!(counted().contains(&format!("{} 1\n", labels(name))), "{}", counted());
+    }
+    assert_eq!(ring.uses(old.fingerprint()).unwrap(), ["alice-a", "alice-b"]);
+
+    // What cannot be opened is counted as failed, and goes on needing the key it was opened with.
+    ring.renew(Timestamp::now()).unwrap();
+    let (_, stranger) = crate::sealing::sealer();
+    assert_eq!(push(&stranger, &["alice-a"]).state(), PushState::Failed);
+    assert!(counted().contains(&format!("{} -1\n", labels("alice-a"))), "{}", counted());
+    let errors = "unseal_errors_total{reason=\"unseal\",namespace=\"openfaas-fn\"} 1\n";
+    assert!(counted().contains(errors), "{}", counted());
+    assert!(!counted().contains("alice-b"), "it left the repository: {}", counted());
+    assert_eq!(ring.uses(old.fingerprint()).unwrap(), ["alice-a"]);
+
+    // Sealed again with the newest it needs the old key no more.
+    assert_eq!(push(&ring.certificate().unwrap(), &["alice-a"]).state(), PushState::Ready);
+    assert!(counted().contains(&format!("{} 1\n", labels("alice-a"))), "{}", counted());
+    assert!(ring.uses(old.fingerprint()).unwrap().is_empty());
+    // Another repository may not have the name, a file that is none is told as such.
+    let file = sealed(&ring.certificate().unwrap(), "alice-a", &[("k", "v")]);
+    world.push_to("alice", "other", &[("secrets.yml", &file)]);
+    world.push_to("alice", "other", &[("secrets.yml", "\t{")]);
+    for reason in ["unmanaged", "fetch"] {
+        let error = format!("unseal_errors_total{{reason=\"{reason}\",namespace=");
+        assert!(counted().contains(&error), "{reason}: {}", counted());
+    }
+    push(&old, &[]);
+    assert!(!counted().contains("alice-a"), "{}", counted());
 }

@@ -179,7 +179,7 @@ impl World {
         self.folder.path().join("git").join(owner).join(format!("{repository}.git"))
     }
 
-    fn checkout(&self, owner: &str, repository: &str) -> PathBuf {
+    pub(crate) fn checkout(&self, owner: &str, repository: &str) -> PathBuf {
         self.folder.path().join("clones").join(owner).join(repository)
     }
 

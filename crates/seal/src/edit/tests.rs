@@ -4,7 +4,7 @@ use crate::{Draft, PrivateKey, Scope, SecretBytes, Template, seal};
 use jiff::{SignedDuration, Timestamp};
 
 fn key() -> PrivateKey {
-    PrivateKey::from_pem(include_bytes!("../../tests/common/test.pem")).unwrap()
+    PrivateKey::from_pem(include_bytes!("../../tests/vectors/test.pem")).unwrap()
 }
 
 fn sealed(name: &str, scope: Scope, items: &[(&str, &str)]) -> SealedSecret {

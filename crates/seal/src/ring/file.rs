@@ -182,12 +182,39 @@ impl KeyFile {
         write_whole(&path, text.as_bytes()).map_err(failed)
     }
 
-    pub(super) fn read(path: &Path, key: &MachineKey) -> Result<KeyPair, KeyFileError> {
-        let damaged = || KeyFileError::Damaged { path: path.to_owned() };
+    /// Reads a file and leaves it encrypted.
+    pub(super) fn load(path: &Path) -> Result<Loaded, KeyFileError> {
         let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
-        let mut text = Vec::new();
-        File::open(path).map_err(failed)?.take(FILE_MAX).read_to_end(&mut text).map_err(failed)?;
-        let file: Self = serde_json::from_slice(&text).map_err(|_| damaged())?;
+        let mut bytes = Vec::new();
+        File::open(path).map_err(failed)?.take(FILE_MAX).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(Loaded { path: path.to_owned(), bytes })
+    }
+
+    /// What the private key is bound to, so that nobody brings a retired key back by editing.
+    fn about(&self) -> Vec<u8> {
+        let certificate = hex::encode(Sha256::digest(self.certificate.as_bytes()));
+        let Self { version, fingerprint, created, state, .. } = self;
+        format!("updraft key {version}\n{fingerprint}\n{created}\n{state}\n{certificate}")
+            .into_bytes()
+    }
+}
+
+/// The bytes of a key file.
+pub(super) struct Loaded {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Loaded {
+    /// Tells one content from another.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        Sha256::digest(&self.bytes).into()
+    }
+
+    /// The key in it.
+    pub(super) fn open(self, key: &MachineKey) -> Result<KeyPair, KeyFileError> {
+        let damaged = || KeyFileError::Damaged { path: self.path.clone() };
+        let file: KeyFile = serde_json::from_slice(&self.bytes).map_err(|_| damaged())?;
         let sealed = STANDARD.decode(&file.private_key).map_err(|_| damaged())?;
         let plain = key.decrypt(&file.about(), &sealed).ok_or_else(damaged)?;
         let private = PrivateKey::from_pkcs8(&plain).map_err(|_| damaged())?;
@@ -203,14 +230,6 @@ impl KeyFile {
             created: file.created,
             state: KeyState::of_label(&file.state),
         })
-    }
-
-    /// What the private key is bound to, so that nobody brings a retired key back by editing.
-    fn about(&self) -> Vec<u8> {
-        let certificate = hex::encode(Sha256::digest(self.certificate.as_bytes()));
-        let Self { version, fingerprint, created, state, .. } = self;
-        format!("updraft key {version}\n{fingerprint}\n{created}\n{state}\n{certificate}")
-            .into_bytes()
     }
 }
 
@@ -242,7 +261,7 @@ pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
-fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut options = OpenOptions::new();
     let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&new)?;

@@ -1,8 +1,9 @@
 use super::*;
 use crate::document::Place;
+use crate::unseal::Hints;
 use crate::{
-    BackupFrom, BackupTo, Scope, SecretBytes, Template, back_up, export_keys, import_keys,
-    read_backup,
+    BackupFrom, BackupTo, Draft, Limits, Scope, SealedSecret, SecretBytes, Template, back_up,
+    export_keys, import_keys, read_backup, seal,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -250,7 +251,7 @@ fn keys_of_a_cluster_come_and_go_as_its_secrets() {
 #[test]
 fn the_seed_of_a_cluster_and_bare_pem_files_are_taken_in() {
     use base64::Engine;
-    let pem = include_str!("../../tests/common/test.pem");
+    let pem = include_str!("../../tests/vectors/test.pem");
     let key = PrivateKey::from_pem(pem.as_bytes()).unwrap();
     let lifetime = SignedDuration::from_hours(24);
     let certificate = key.certify("", Timestamp::now(), lifetime).unwrap();
@@ -360,4 +361,61 @@ fn the_items_of_old_controllers_open_and_are_sealed_again_as_items() {
     let again = ring.reseal(&secret).unwrap();
     assert!(again.legacy.is_none() && opens(&ring, &again));
     assert_eq!(again.place, Place { document: 1, item: None, line: 0 });
+}
+
+#[test]
+fn what_a_key_opened_is_known_until_it_is_sealed_again_or_gone() {
+    let world = World::new();
+    let ring = world.open();
+    let old = ring.find(&ring.list()[0].fingerprint).unwrap().fingerprint;
+    let opened = |ring: &KeyRing, name: &str| {
+        let secret = sealed(&ring.certificate().unwrap(), name);
+        (name.to_owned(), Some(ring.unseal(&secret).unwrap().opened_by))
+    };
+    assert!(ring.uses(&old).unwrap().is_empty());
+    ring.note_uses(&[opened(&ring, "alice-a"), opened(&ring, "alice-b")].into()).unwrap();
+    assert_eq!(ring.uses(&old).unwrap(), ["alice-a", "alice-b"]);
+    ring.renew(Timestamp::now()).unwrap();
+    ring.note_uses(&[opened(&ring, "alice-a")].into()).unwrap();
+    // Another process sees it too, and so does the next start.
+    assert_eq!(world.open().uses(&old).unwrap(), ["alice-b"]);
+    ring.note_uses(&[("alice-b".to_owned(), None)].into()).unwrap();
+    assert!(ring.uses(&old).unwrap().is_empty());
+    assert_eq!(ring.uses(&ring.list()[0].fingerprint).unwrap(), ["alice-a"]);
+    assert_eq!(world.open().list().len(), 2, "the file beside the keys is no key");
+}
+
+#[test]
+fn the_key_that_opened_a_secret_is_tried_first_the_next_time() {
+    let world = World::new();
+    let ring = world.open();
+    let old = sealed(&ring.certificate().unwrap(), "alice-a");
+    let beside = sealed(&ring.certificate().unwrap(), "alice-b");
+    for _ in 0..3 {
+        ring.renew(Timestamp::now()).unwrap();
+    }
+    let first = |secret: &SealedSecret| {
+        let mut first = String::new();
+        let opened = ring.with_keys(secret, |keys| {
+            keys[0].key.fingerprint().clone_into(&mut first);
+            crate::unseal::open_items(keys, secret, &Hints::default(), Limits::usual())
+        });
+        (first, opened.unwrap().opened_by.pop_first().unwrap())
+    };
+    let (tried, opener) = first(&old);
+    assert_ne!(tried, opener, "nothing is known yet: the newest is tried first");
+    assert_eq!(first(&old), (opener.clone(), opener.clone()));
+    assert_eq!(first(&beside), (opener.clone(), opener), "what lies beside it is like it");
+}
+
+#[test]
+fn keys_whose_files_stay_the_same_are_not_read_again() {
+    let world = World::new();
+    let ring = world.open();
+    let before = ring.pairs();
+    world.open().renew(Timestamp::now()).unwrap();
+    let after = ring.pairs();
+    assert_eq!(after.len(), 2);
+    let same = |pair: &KeyPair| Arc::ptr_eq(&pair.private, &before[0].private);
+    assert_eq!(after.iter().filter(|pair| same(pair)).count(), 1);
 }

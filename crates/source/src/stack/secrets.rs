@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::{Stack, StackError, read_limited};
-use crate::path::open_root;
+use super::{Stack, StackError};
+use crate::path::{OpenError, RelativePath, open_root, read_bytes};
 
-/// Most bytes of one file with sealed secrets.
-pub const SECRET_FILE_BYTES_MAX: u64 = 8 << 20;
+/// Most bytes that are read of one file with sealed secrets: more than may be taken of it, so that
+/// whoever takes it can say what in it is too large.
+pub const SECRET_FILE_BYTES_MAX: u64 = 32 << 20;
 
 /// The files that need not be named.
 const FILE_NAMES: [&str; 2] = ["secrets.yml", "secrets.yaml"];
@@ -19,7 +20,7 @@ pub struct SecretFile {
     /// Its path in the repository.
     pub path: String,
     /// What it holds, or why it cannot be read; the owner's fault.
-    pub content: Result<String, String>,
+    pub content: Result<Vec<u8>, String>,
 }
 
 /// Whether the root holds a file with sealed secrets.
@@ -65,10 +66,14 @@ impl Stack {
                 paths.push(named);
             }
         }
+        let read_one = |path: &str| {
+            let path =
+                RelativePath::new(path).map_err(|_| OpenError::Missing(path.to_owned()))?;
+            read_bytes(&root, &path, SECRET_FILE_BYTES_MAX)
+        };
         let read = |path: &str| SecretFile {
             path: path.to_owned(),
-            content: read_limited(&root, path, SECRET_FILE_BYTES_MAX)
-                .map_err(|error| error.to_string()),
+            content: read_one(path).map_err(|error: OpenError| error.to_string()),
         };
         Ok(paths.into_iter().map(read).collect())
     }
@@ -100,7 +105,7 @@ mod tests {
         let files = stack(checkout.path()).read_secret_files(checkout.path()).unwrap();
         let paths: Vec<_> = files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(paths, ["secrets.yml", "deploy/more.yml", "gone.yml", "link.yml"]);
-        assert_eq!(files[1].content, Ok("two".to_owned()));
+        assert_eq!(files[1].content, Ok(b"two".to_vec()));
         assert!(files[2].content.as_ref().unwrap_err().contains("gone.yml"));
         assert!(files[3].content.is_err(), "a link leads out of the repository");
     }

@@ -95,6 +95,10 @@ pub(crate) struct Seal {
     #[arg(long)]
     pub(crate) fetch_cert: bool,
 
+    /// Configuration file (TOML) of the server, for --re-encrypt with the keys of its data directory
+    #[arg(long, value_name = "FILE", env = "UPDRAFT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
     /// Ask whether the sealed secrets of a file open
     #[arg(long)]
     pub(crate) validate: bool,
@@ -136,6 +140,16 @@ pub(crate) struct Seal {
     pub(crate) download_to: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct KeysArguments {
+    /// Configuration file (TOML) of the server: its `[keys]` say how keys are made and chosen
+    #[arg(long, global = true, value_name = "FILE", env = "UPDRAFT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Keys,
+}
+
 /// Work on the data directory itself, server or not; a server that runs sees the change.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Keys {
@@ -157,10 +171,11 @@ Examples:
         /// Strangers may have it
         #[arg(long)]
         compromised: bool,
-        /// Repository that must not need it any more; may be repeated
+        /// Working tree whose files must not need it any more, besides what was pushed here; may
+        /// be repeated
         #[arg(long, value_name = "FOLDER")]
         check: Vec<PathBuf>,
-        /// Although files still need it
+        /// Although secrets still need it
         #[arg(long)]
         force: bool,
     },

@@ -15,20 +15,22 @@ use updraft_seal::{
 use zeroize::Zeroizing;
 
 use super::seal::{passphrase, read_capped, sealed_files};
-use crate::cli::Keys;
+use crate::cli::{Keys, KeysArguments};
+use crate::config;
 use crate::data_dir::DataDir;
 use crate::output::{Output, Tone};
 
 /// The ring of a data directory; a key is made by the server or on demand, not by looking.
-pub(crate) fn ring(data_dir: &DataDir) -> Result<KeyRing> {
-    let options = KeyRingOptions { make: false, ..KeyRingOptions::usual(data_dir.machine_key()) };
+pub(crate) fn ring(data_dir: &DataDir, configuration: Option<&Path>) -> Result<KeyRing> {
+    let options = config::keys(configuration)?.options(data_dir.machine_key())?;
+    let options = KeyRingOptions { make: false, ..options };
     Ok(KeyRing::open(&data_dir.sealing_keys(), options)?)
 }
 
-pub(crate) fn run(data_dir: &DataDir, command: Keys, output: Output) -> Result<()> {
-    let ring = ring(data_dir)?;
-    match command {
-        Keys::List => list(&ring.list(), output),
+pub(crate) fn run(data_dir: &DataDir, keys: KeysArguments, output: Output) -> Result<()> {
+    let ring = ring(data_dir, keys.config.as_deref())?;
+    match keys.command {
+        Keys::List => list(&ring, output),
         Keys::Certificate => output.line(ring.certificate()?.to_pem().trim_end()),
         Keys::Renew => {
             let certificate = ring.renew(Timestamp::now())?;
@@ -91,11 +93,13 @@ fn taken_in(ring: &KeyRing, new: usize, found: usize, output: Output) -> Result<
     }
 }
 
-fn list(keys: &[KeyInfo], output: Output) -> Result<()> {
+fn list(ring: &KeyRing, output: Output) -> Result<()> {
+    let used = |key: KeyInfo| Ok((ring.uses(&key.fingerprint)?, key));
+    let keys = ring.list().into_iter().map(used).collect::<Result<Vec<_>>>()?;
     if output.is_json() {
         let keys: Vec<_> = keys
             .iter()
-            .map(|key| {
+            .map(|(uses, key)| {
                 json!({
                     "fingerprint": key.fingerprint,
                     "created": key.created,
@@ -104,6 +108,7 @@ fn list(keys: &[KeyInfo], output: Output) -> Result<()> {
                     "bits": key.certificate.key_bits(),
                     "state": key.state.as_str(),
                     "seals": key.current,
+                    "needed_by": uses,
                 })
             })
             .collect();
@@ -112,19 +117,22 @@ fn list(keys: &[KeyInfo], output: Output) -> Result<()> {
     let day = |moment: Timestamp| moment.strftime("%Y-%m-%d").to_string();
     let rows: Vec<_> = keys
         .iter()
-        .map(|key| {
+        .map(|(uses, key)| {
             vec![
                 key.fingerprint.clone(),
                 if key.current { "seals".to_owned() } else { key.state.as_str().to_owned() },
                 day(key.created),
                 day(key.certificate.not_after()),
                 key.certificate.key_bits().to_string(),
+                uses.len().to_string(),
             ]
         })
         .collect();
-    output.table(&["KEY", "STATE", "MADE", "ENDS", "BITS"], &rows)
+    output.table(&["KEY", "STATE", "MADE", "ENDS", "BITS", "SECRETS"], &rows)
 }
 
+/// Takes a key out of use if nothing that is known needs it: neither a secret that was pushed to
+/// this data directory, nor a file of the folders to check.
 fn retire(
     ring: &KeyRing,
     key: &str,
@@ -133,20 +141,15 @@ fn retire(
     force: bool,
     output: Output,
 ) -> Result<()> {
-    let mut needed = Vec::new();
+    let wanted = ring.find(key)?.fingerprint;
+    let mut needed = ring.uses(&wanted)?;
     for folder in check {
         for path in sealed_files(folder)? {
             let file = SealedFile::parse(&read_capped(&path)?, Limits::usual())
                 .with_context(|| format!("{}", path.display()))?;
             for secret in file.sealed()? {
                 let opened_by = ring.opened_by(&secret.clone().or_in_namespace("openfaas-fn"));
-                let is_wanted = |fingerprint: &String| {
-                    fingerprint.starts_with(key)
-                        || fingerprint
-                            .strip_prefix("SHA256:")
-                            .is_some_and(|short| short.starts_with(key))
-                };
-                if opened_by.iter().any(is_wanted) {
+                if opened_by.contains(&wanted) {
                     needed.push(format!("{}: {}", path.display(), secret.name));
                 }
             }
@@ -154,18 +157,18 @@ fn retire(
     }
     if !needed.is_empty() && !force {
         bail!(
-            "these still need the key; seal them again (updraft seal --re-encrypt FOLDER), or --force:\n  {}",
+            "these still need the key; seal them again (updraft seal --re-encrypt FOLDER) and push, \
+             or --force:\n  {}",
             needed.join("\n  ")
         );
     }
-    if check.is_empty() && !force {
-        bail!(
-            "what this key sealed opens no more: name the repositories that must not need it with \
-             --check, or --force"
-        );
-    }
-    let info = ring.set_state(key, state)?;
-    output.line(&format!("{} is {}", info.fingerprint, state.as_str()))
+    let info = ring.set_state(&wanted, state)?;
+    output.line(&format!("{} is {}", info.fingerprint, state.as_str()))?;
+    output.line(
+        "looked at: the secrets in force here, as they were pushed last, and the folders of \
+         --check; not at other branches, at older commits, or at what other platforms open with \
+         this key (updraft keys activate brings it back)",
+    )
 }
 
 /// Which key opens what, or why nothing does.

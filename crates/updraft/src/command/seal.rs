@@ -48,7 +48,8 @@ pub(crate) async fn run(global: &Global, command: Seal, output: Output) -> Resul
     }
     if let Some(path) = &command.re_encrypt {
         let path = path.as_deref().or(command.secret_file.as_deref());
-        return reseal::run(global, path, format, output).await;
+        let configuration = command.config.as_deref();
+        return reseal::run(global, configuration, path, format, output).await;
     }
     if command.raw {
         return raw(global, &command).await;

@@ -29,6 +29,8 @@ pub(crate) struct KeysConfig {
     cutoff: Option<String>,
     /// What decides which key is the newest.
     order: Order,
+    /// Whether pushes may bring secrets sealed in a wider scope than `strict`.
+    pub(crate) wider_scopes: bool,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -48,6 +50,7 @@ impl Default for KeysConfig {
             common_name: usual.common_name,
             cutoff: None,
             order: Order::NotBefore,
+            wider_scopes: false,
         }
     }
 }

@@ -52,6 +52,7 @@ impl Resealer {
 
 pub(super) async fn run(
     global: &Global,
+    configuration: Option<&Path>,
     path: Option<&Path>,
     format: Option<Format>,
     output: Output,
@@ -59,7 +60,7 @@ pub(super) async fn run(
     let resealer = if global.server.is_some() {
         Resealer::Server(connection::client(global)?)
     } else {
-        Resealer::Here(Box::new(keys::ring(&DataDir::open(&global.data_dir)?)?))
+        Resealer::Here(Box::new(keys::ring(&DataDir::open(&global.data_dir)?, configuration)?))
     };
     let Some(path) = path else {
         let file = input::sealed_input(None)?;

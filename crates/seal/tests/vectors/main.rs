@@ -1,13 +1,13 @@
 //! The format's test vectors, read both ways, and everything that must not open.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-mod common;
+mod reference;
 
 use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use common::{CLUSTER, EMPTY, NAMESPACE, STRICT, test_certificate, test_key};
+use reference::{CLUSTER, EMPTY, NAMESPACE, STRICT, test_certificate, test_key};
 use updraft_seal::{
     Certificate, Document, Hints, Limits, OpenedSecret, OpeningKey, PrivateKey, SealedSecret,
     UnsealError, parse_documents, seal_value, unseal_with_keys,
@@ -139,8 +139,8 @@ fn the_fingerprint_is_that_of_ssh() {
 
 #[test]
 fn a_private_key_is_written_as_it_was_read() {
-    let read = PrivateKey::from_pem(common::TEST_KEY.as_bytes()).unwrap();
-    assert_eq!(read.to_pem().as_str(), common::TEST_KEY);
+    let read = PrivateKey::from_pem(reference::TEST_KEY.as_bytes()).unwrap();
+    assert_eq!(read.to_pem().as_str(), reference::TEST_KEY);
 }
 
 fn openssl(folder: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
@@ -155,7 +155,7 @@ fn openssl(folder: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
 #[test]
 fn openssl_agrees_about_the_key_part() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("test.pem"), common::TEST_KEY).unwrap();
+    std::fs::write(folder.path().join("test.pem"), reference::TEST_KEY).unwrap();
     let label = hex::encode("openfaas-fn/alexellis-api");
     let unwrap = |value: &str| {
         let sealed = STANDARD.decode(value).unwrap();
@@ -193,7 +193,7 @@ fn openssl_agrees_about_the_key_part() {
 #[test]
 fn certificates_made_by_openssl_and_by_us_have_the_same_profile() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("test.pem"), common::TEST_KEY).unwrap();
+    std::fs::write(folder.path().join("test.pem"), reference::TEST_KEY).unwrap();
     openssl(
         folder.path(),
         &[

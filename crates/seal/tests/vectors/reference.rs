@@ -1,7 +1,5 @@
 //! A key that is public and must never be used, and values sealed for it.
 
-#![allow(dead_code, reason = "each test file uses some of it")]
-
 use updraft_seal::{Certificate, PrivateKey};
 
 /// The key in PEM.
