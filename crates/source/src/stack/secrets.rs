@@ -67,8 +67,7 @@ impl Stack {
             }
         }
         let read_one = |path: &str| {
-            let path =
-                RelativePath::new(path).map_err(|_| OpenError::Missing(path.to_owned()))?;
+            let path = RelativePath::new(path).map_err(|_| OpenError::Missing(path.to_owned()))?;
             read_bytes(&root, &path, SECRET_FILE_BYTES_MAX)
         };
         let read = |path: &str| SecretFile {
