@@ -96,7 +96,7 @@ pub(crate) struct Opened {
     pub(crate) place: String,
     pub(crate) content: SecretContent,
     /// Fingerprints of the keys that opened it.
-    pub(crate) opened_by: BTreeSet<String>,
+    pub(crate) keys_used: BTreeSet<String>,
 }
 
 /// A document, or a file, that cannot be taken.
@@ -174,18 +174,18 @@ pub(crate) fn import(rules: &Rules, files: &[SecretFile], unsealer: &dyn Unseale
         let judged = judge(rules, &sealed, namesakes).and_then(|name| {
             let sealed = sealed.clone().or_in_namespace(rules.namespace.as_str());
             let opened = unsealer.unseal(&sealed, &hints).map_err(|error| error.to_string())?;
-            let opened_by = opened.opened_by.clone();
+            let keys_used = opened.keys_used.clone();
             let content = content(rules, file, opened, &mut warnings)?;
             content.check(&name).map_err(|error| error.to_string())?;
-            Ok((name, content, opened_by))
+            Ok((name, content, keys_used))
         });
         for warning in warnings {
             import.warnings.push(format!("{file}, {place}, secret `{}`: {warning}", sealed.name));
         }
         match judged {
-            Ok((name, content, opened_by)) => {
+            Ok((name, content, keys_used)) => {
                 let file = file.to_owned();
-                import.opened.insert(name, Opened { file, place, content, opened_by });
+                import.opened.insert(name, Opened { file, place, content, keys_used });
             }
             Err(reason) => {
                 let (file, name) = (file.to_owned(), Some(sealed.name.clone()));

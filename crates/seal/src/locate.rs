@@ -48,7 +48,8 @@ pub(crate) fn item_at_end(text: &str) -> Option<String> {
     }
     // Every second part is inside quotes: keys and values by turns.
     let parts: Vec<&str> = rest.split('"').collect();
-    let last = (1..parts.len()).step_by(4).next_back().filter(|index| key(parts[*index]).is_some())?;
+    let last =
+        (1..parts.len()).step_by(4).next_back().filter(|index| key(parts[*index]).is_some())?;
     Some(parts[last].to_owned())
 }
 

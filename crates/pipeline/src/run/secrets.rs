@@ -72,7 +72,7 @@ impl Run {
                     self.count(|metrics, namespace| {
                         metrics.condition(namespace, name.as_str(), Some(true));
                     });
-                    uses.insert(name.to_string(), Some(opened.opened_by));
+                    uses.insert(name.to_string(), Some(opened.keys_used));
                     held.insert(name);
                 }
                 Err(NotPut { kind, reason }) => {
