@@ -3,8 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -117,6 +121,232 @@ async fn a_value_is_found_nowhere_but_in_the_memory_of_its_function() {
     }
     let names = files_with(&cloud.data_dir(), "alice-vault");
     assert!(!names.is_empty(), "the search finds what is there");
+}
+
+/// A core file would hold what a process knew. Updraft's may not be written, and a function's not
+/// either: it would lie on the disk of the machine.
+#[tokio::test]
+async fn a_crash_leaves_no_core_file_with_a_value() {
+    let mut cloud = Cloud::start();
+    let repository = Repository::new();
+    reader(&repository);
+    repository.write(
+        "reader/www/cgi-bin/crash",
+        "#!/busybox sh\ncd /tmp\nvalue=$(/busybox cat /var/openfaas/secrets/password)\n\
+         echo \"$value\" > /tmp/there\nkill -ABRT $$\n",
+    );
+    let script = repository.path().join("reader/www/cgi-bin/crash");
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+    seal(&cloud, &repository);
+    repository.commit("A function with a secret that it crashes with");
+    repository.push(&cloud.git_url("alice", &cloud.token("alice"), "shop")).expect_success();
+    assert_eq!(shown(&cloud).await, (200, PASSWORD.to_owned()));
+
+    // A process of our own shows that a core would be written, and would be found; the system may
+    // put cores elsewhere, or hand them to a program, where there is nothing to see.
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    let elsewhere = Path::new(pattern.trim()).parent().filter(|parent| parent.is_absolute());
+    if !pattern.starts_with(['|', '@', '/']) {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!("ulimit -c unlimited; value={PASSWORD}; kill -ABRT $$");
+        let ended = Command::new("sh").args(["-c", &script]).current_dir(folder.path()).status();
+        assert!(ended.unwrap().core_dumped(), "a process that may leave a core does");
+        assert!(!files_with(folder.path(), PASSWORD).is_empty(), "the search finds it");
+    }
+
+    // The function's process may leave none, its helpers neither.
+    let processes = processes_with(PASSWORD);
+    assert!(!processes.is_empty(), "the function's process is there");
+    for process in &processes {
+        let limits = fs::read_to_string(process.join("limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        let words: Vec<_> = core.split_whitespace().collect();
+        assert_eq!(words[4..6], ["1", "1"], "{core}");
+    }
+    // An answer that breaks off or says what is wrong: both are a crash.
+    drop(cloud.try_get("alice.localhost", "/reader/cgi-bin/crash").await);
+    let root = processes[0].join("root");
+    assert_eq!(fs::read_to_string(root.join("tmp/there")).unwrap().trim(), PASSWORD, "it ran");
+    let in_memory = files_with(&root.join("tmp"), PASSWORD);
+    assert_eq!(in_memory.trim(), root.join("tmp/there").display().to_string());
+
+    // Updraft itself held the value when it was opened.
+    let crash = cloud.crash();
+    assert_eq!(crash.signal(), Some(rustix::process::Signal::ABORT.as_raw()));
+    assert!(!crash.core_dumped(), "Updraft left a core file");
+    for place in
+        [Some(cloud.data_dir().as_path()), std::env::current_dir().ok().as_deref(), elsewhere]
+    {
+        let cores = place.map(|place| cores_with(place, PASSWORD)).unwrap_or_default();
+        assert!(cores.is_empty(), "{cores:?}");
+    }
+    assert_eq!(files_with(&cloud.data_dir(), PASSWORD), "");
+}
+
+/// A live server says what opens, and seals again with its newest key; the old one may go when
+/// nothing that was pushed needs it.
+#[tokio::test]
+async fn a_live_server_validates_and_seals_again_and_an_old_key_goes_when_nothing_needs_it() {
+    let mut cloud = Cloud::start();
+    let repository = Repository::new();
+    reader(&repository);
+    seal(&cloud, &repository);
+    repository.commit("A function with a secret");
+    let token = cloud.token("alice");
+    let url = cloud.git_url("alice", &token, "shop");
+    repository.push(&url).expect_success();
+
+    let file = repository.path().join("secrets.yml").display().to_string();
+    let server = format!("http://{}", cloud.address());
+    let ask = |words: &[&str]| {
+        cloud.run(&[&["--server", &server, "--token", &token, "seal"], words].concat())
+    };
+    let certificate = ask(&["--fetch-cert"]).stdout;
+    assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"), "{certificate}");
+    assert_eq!(certificate, cloud.get("system.localhost", "/v1/cert.pem").await.body);
+    let valid = ask(&["--validate", "-f", &file]);
+    assert_eq!((valid.code, valid.stdout.trim()), (Some(0), "every sealed secret opens"));
+    // Moved to another name it does not open, and nobody is told more than that.
+    let moved = repository.path().join("moved.yml");
+    let text = fs::read_to_string(&file).unwrap().replace("alice-vault", "alice-other");
+    fs::write(&moved, text).unwrap();
+    let refused = ask(&["--validate", "-f", moved.to_str().unwrap()]);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("unable to decrypt sealed secret: alice-other"), "{refused:?}");
+    fs::remove_file(moved).unwrap();
+
+    let old = cloud.json(&["keys", "list"])[0].clone();
+    let key = old["fingerprint"].as_str().unwrap();
+    assert_eq!(old["needed_by"], serde_json::json!(["alice-vault"]));
+    // As the original controller: a signal makes a new key at once.
+    let pid = rustix::process::Pid::from_raw(cloud.pid().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    let end = Instant::now() + BOUND;
+    while cloud.json(&["keys", "list"]).as_array().unwrap().len() < 2 {
+        assert!(Instant::now() < end, "no new key: {}", cloud.server_log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let refused = cloud.run(&["keys", "retire", key]);
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.stderr.contains("still need the key") && refused.stderr.contains("alice-vault")
+    );
+
+    let before = fs::read_to_string(&file).unwrap();
+    let sealed = ask(&["--re-encrypt", &file]);
+    assert_eq!(sealed.code, Some(0), "{sealed:?}");
+    assert_ne!(fs::read_to_string(&file).unwrap(), before);
+    // Not pushed yet: what is in force needs the old key, and so it stays.
+    assert_eq!(cloud.run(&["keys", "retire", key]).code, Some(1));
+    repository.commit("Sealed again");
+    repository.push(&url).expect_success();
+    let retired =
+        cloud.run_ok(&["keys", "retire", key, "--check", repository.path().to_str().unwrap()]);
+    assert!(
+        retired.contains("is retired") && retired.contains("not at other branches"),
+        "{retired}"
+    );
+    // The running server goes by it: what the old key sealed opens no more, the rest does.
+    let stale = repository.path().join("stale.yml");
+    fs::write(&stale, before).unwrap();
+    assert_eq!(ask(&["--validate", "-f", stale.to_str().unwrap()]).code, Some(1));
+    assert_eq!(ask(&["--validate", "-f", &file]).code, Some(0));
+    assert_eq!(shown(&cloud).await, (200, PASSWORD.to_owned()));
+    cloud.kill();
+    cloud.resume();
+    assert_eq!(shown(&cloud).await, (200, PASSWORD.to_owned()));
+}
+
+/// Four people push a new item 25 times each while the key is renewed; half of them never fetch the
+/// new certificate.
+#[tokio::test]
+async fn a_renewal_in_the_middle_of_a_hundred_pushes_to_a_whole_cloud_loses_nothing() {
+    const PEOPLE: usize = 4;
+    const PUSHES: usize = 25;
+    let cloud = Cloud::start();
+    let token = cloud.token("alice");
+    let folder = tempfile::tempdir().unwrap();
+    let first = folder.path().join("pub-cert.pem");
+    fs::write(&first, cloud.run_ok(&["seal", "--fetch-cert"])).unwrap();
+    let pushed = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for person in 0..PEOPLE {
+            let (cloud, token, first, pushed) = (&cloud, &token, &first, &pushed);
+            scope.spawn(move || {
+                let repository = Repository::new();
+                let url = cloud.git_url("alice", token, &format!("keys{person}"));
+                let file = repository.path().join("secrets.yml").display().to_string();
+                for number in 0..PUSHES {
+                    let name = format!("alice-k{person}");
+                    let item = format!("i{person}-{number}=v{person}-{number}");
+                    let mut words = vec!["seal", "--name", &name, "--literal", &item, "-o", &file];
+                    if person % 2 == 0 {
+                        words.extend(["--cert", first.to_str().unwrap()]);
+                    }
+                    cloud.run_ok(&words);
+                    repository.commit(&item);
+                    repository.push(&url).expect_success();
+                    pushed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        scope.spawn(|| {
+            let end = Instant::now() + BOUND;
+            while pushed.load(Ordering::Relaxed) < PEOPLE * PUSHES / 2 {
+                assert!(Instant::now() < end, "only {pushed:?} pushes");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            cloud.run_ok(&["keys", "renew"]);
+        });
+    });
+    assert_eq!(pushed.load(Ordering::Relaxed), PEOPLE * PUSHES);
+    let keys = cloud.json(&["keys", "list"]);
+    assert_eq!(keys.as_array().unwrap().len(), 2);
+    assert_eq!(keys[0]["needed_by"], serde_json::json!(["alice-k1", "alice-k3"]));
+    let all = serde_json::json!(["alice-k0", "alice-k1", "alice-k2", "alice-k3"]);
+    assert_eq!(keys[1]["needed_by"], all, "items from before the renewal are in all of them");
+
+    // A function reads every item of them.
+    let repository = Repository::new();
+    reader(&repository);
+    let stack = fs::read_to_string(repository.path().join("stack.yml")).unwrap();
+    let secrets: String = (0..PEOPLE).map(|person| format!("      - k{person}\n")).collect();
+    repository.write("stack.yml", stack.replace("      - vault\n", &secrets));
+    repository.commit("Read them");
+    repository.push(&cloud.git_url("alice", &token, "shop")).expect_success();
+    for person in 0..PEOPLE {
+        for number in 0..PUSHES {
+            let path = format!("/reader/var/openfaas/secrets/i{person}-{number}");
+            let answer = cloud.get("alice.localhost", &path).await;
+            assert_eq!((answer.status, answer.body), (200, format!("v{person}-{number}")));
+        }
+    }
+}
+
+/// Longest wait for anything; a loaded machine is slow.
+const BOUND: Duration = Duration::from_mins(5);
+
+/// The processes, as folders of `/proc`, whose file of the secret holds the value.
+fn processes_with(value: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap() {
+        let process = entry.unwrap().path();
+        let secret = process.join("root/var/openfaas/secrets/password");
+        if fs::read_to_string(secret).is_ok_and(|text| text == value) {
+            found.push(process);
+        }
+    }
+    found
+}
+
+/// Files right in a folder that are named like a core and hold a text.
+fn cores_with(folder: &Path, text: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_core = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.contains("core") && !files_with(path, text).is_empty()
+    };
+    entries.filter(|path| path.is_file()).filter(is_core).collect()
 }
 
 /// The same value as an item, set by hand.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -154,6 +154,15 @@ impl Cloud {
         let mut server = self.server.take().expect("a server runs");
         server.kill().expect("the server can be killed");
         server.wait().expect("the server can be waited for");
+    }
+
+    /// Lets the server crash as a mistake in it would; returns how the system says that it ended.
+    pub fn crash(&mut self) -> ExitStatus {
+        let mut server = self.server.take().expect("a server runs");
+        let pid = rustix::process::Pid::from_child(&server);
+        rustix::process::kill_process(pid, rustix::process::Signal::ABORT)
+            .expect("the server can be signalled");
+        server.wait().expect("the server can be waited for")
     }
 
     /// Asks the server to end with a signal by number and waits for it; returns its exit code.

@@ -151,9 +151,11 @@ impl Bundle<'_> {
                     "bounding": [], "effective": [], "inheritable": [],
                     "permitted": [], "ambient": [],
                 },
+                // A core would hold the function's secrets. Where the system hands cores to a
+                // program, a limit of 0 is not heeded; 1 is, and is too little for a file.
                 "rlimits": [
                     { "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files },
-                    { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+                    { "type": "RLIMIT_CORE", "soft": 1, "hard": 1 },
                     { "type": "RLIMIT_FSIZE", "soft": file_bytes, "hard": file_bytes },
                 ],
             },

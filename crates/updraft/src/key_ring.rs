@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use updraft_seal::{KeyRing, KeyRingOptions};
 
@@ -21,15 +22,22 @@ pub(crate) async fn open(data_dir: &DataDir, options: KeyRingOptions) -> Result<
     Ok(Arc::new(ring.context("the keys of sealed secrets cannot be used")?))
 }
 
-/// Makes a new key whenever one is due, until it is aborted.
-pub(crate) fn keep_renewed(ring: Arc<KeyRing>) -> JoinHandle<()> {
-    tokio::spawn(async move {
+/// Makes a new key whenever one is due, and at SIGUSR1 as the original controller does, until it is
+/// aborted.
+pub(crate) fn keep_renewed(ring: Arc<KeyRing>) -> Result<JoinHandle<()>> {
+    let mut asked = signal(SignalKind::user_defined1()).context("cannot listen for signals")?;
+    Ok(tokio::spawn(async move {
         loop {
             let due = ring.renewal_due_in(Timestamp::now()).unwrap_or(LOOK);
-            tokio::time::sleep(due.clamp(Duration::from_secs(1), LOOK)).await;
+            let at_once = tokio::select! {
+                () = tokio::time::sleep(due.clamp(Duration::from_secs(1), LOOK)) => false,
+                _ = asked.recv() => true,
+            };
             let renewing = Arc::clone(&ring);
-            let renewed =
-                tokio::task::spawn_blocking(move || renewing.renew_if_due(Timestamp::now()));
+            let renewed = tokio::task::spawn_blocking(move || {
+                let now = Timestamp::now();
+                if at_once { renewing.renew(now).map(Some) } else { renewing.renew_if_due(now) }
+            });
             match renewed.await {
                 Ok(Ok(Some(certificate))) => tracing::warn!(
                     fingerprint = certificate.fingerprint(),
@@ -43,5 +51,5 @@ pub(crate) fn keep_renewed(ring: Arc<KeyRing>) -> JoinHandle<()> {
                 Err(error) => tracing::error!(%error, "renewing a key failed"),
             }
         }
-    })
+    }))
 }

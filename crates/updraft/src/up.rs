@@ -375,7 +375,7 @@ impl Cloud {
             inside: Some(inside),
             limits: EdgeLimits::usual(),
         });
-        let renewal = key_ring::keep_renewed(keys);
+        let renewal = key_ring::keep_renewed(keys)?;
         Ok(Self {
             edge,
             engine,

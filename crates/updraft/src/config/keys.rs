@@ -106,6 +106,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_renewal_by_hand_follows_the_servers_file_and_wider_scopes_are_off_unless_it_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("updraft.toml");
+        std::fs::write(&file, "[keys]\nsize = 2048\nwider_scopes = true\norder = 'created'\n")
+            .unwrap();
+        let keys = crate::config::keys(Some(&file)).unwrap();
+        let options = keys.options(PathBuf::new()).unwrap();
+        assert_eq!((options.key_bits, options.order), (2048, KeyOrder::Created));
+        assert!(keys.wider_scopes && !crate::config::keys(None).unwrap().wider_scopes);
+        std::fs::write(&file, "[keys]\nsize = 1000\n").unwrap();
+        assert!(crate::config::keys(Some(&file)).unwrap_err().to_string().contains("keys.size"));
+    }
+
+    #[test]
     fn a_cutoff_is_read_in_both_forms_and_nonsense_is_refused() {
         let config =
             |cutoff: &str| KeysConfig { cutoff: Some(cutoff.to_owned()), ..KeysConfig::default() };
