@@ -144,6 +144,8 @@ fn what_does_not_fit_an_environment_is_431() {
     let value = "v".repeat(300 * 1024);
     assert_eq!(watchdog.get_with("/", &format!("X-Large: {value}\r\n")).status, 431);
     assert_eq!(watchdog.get("/%00").status, 431);
+    // Written out it is no HTTP.
+    assert_eq!(watchdog.get_with("/", "X-Nul: a\0b\r\n").status, 400);
     assert_eq!(watchdog.get("/").status, 200);
 }
 
