@@ -234,7 +234,7 @@ async fn an_image_with_a_watchdog_of_its_own_runs_as_it_is() {
     // It is asked to end, and is given the time to.
     let rest = r#"{"serviceName":"foreign","replicas":0}"#;
     assert_eq!(cloud.openfaas("POST", "/system/scale-function/foreign", rest).await.status, 202);
-    eventually("the watchdog was asked to end", Duration::from_secs(60), async || {
+    eventually("the watchdog was asked to end", Duration::from_mins(1), async || {
         logged(&cloud, "foreign").await.contains("SIGTERM: no new connections").then_some(())
     })
     .await;
