@@ -34,7 +34,7 @@ fn opened(text: String) -> Option<Vec<u8>> {
 
 /// What must hold of a sealed value, whatever a stranger commits: it opens as it was sealed, or
 /// not at all.
-pub fn check(data: &[u8]) {
+pub(crate) fn check(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else { return };
     let (_, _, good) = sample();
     match kind % 4 {

@@ -1,5 +1,5 @@
 /// What must hold of a file of sealed secrets, whatever a stranger commits.
-pub fn check(data: &[u8]) {
+pub(crate) fn check(data: &[u8]) {
     let limits = Limits { file_bytes: 64 << 10, documents: 20, items: 50, ..Limits::usual() };
     let documents = match parse_documents(data, limits) {
         Ok(documents) => documents,
