@@ -174,7 +174,7 @@ pub(crate) fn import(rules: &Rules, files: &[SecretFile], unsealer: &dyn Unseale
         let judged = judge(rules, &sealed, namesakes).and_then(|name| {
             let sealed = sealed.clone().or_in_namespace(rules.namespace.as_str());
             let opened = unsealer.unseal(&sealed, &hints).map_err(|error| error.to_string())?;
-            let keys_used = opened.keys_used.clone();
+            let keys_used = opened.opened_by.clone();
             let content = content(rules, file, opened, &mut warnings)?;
             content.check(&name).map_err(|error| error.to_string())?;
             Ok((name, content, keys_used))
