@@ -56,6 +56,8 @@ pub(crate) struct Limits {
     pub(crate) memory_bytes: u64,
     /// Whether the machine can count swap, which is then not given at all.
     pub(crate) swap_limit: bool,
+    /// Whether connections have a limit of their own for what they hold in the kernel.
+    pub(crate) sockets_apart: bool,
     pub(crate) cpu_millis: Option<u64>,
     pub(crate) processes: u32,
     pub(crate) tmp_bytes: u64,
@@ -232,6 +234,12 @@ impl Limits {
         self.cpu_millis.map(|millis| millis.saturating_mul(CPU_PERIOD / 1000).max(1000))
     }
 
+    /// Memory for what connections hold in the kernel, in bytes, where that is counted apart: a
+    /// quarter of what the replica has, and always some.
+    pub(crate) fn socket_bytes(&self) -> Option<u64> {
+        self.sockets_apart.then(|| (self.memory_bytes / 4).max(4 << 20))
+    }
+
     fn resources(&self) -> Value {
         let mut memory = json!({ "limit": self.memory_bytes });
         if self.swap_limit {
@@ -332,6 +340,7 @@ mod tests {
             limits: Limits {
                 memory_bytes: 1,
                 swap_limit: true,
+                sockets_apart: true,
                 cpu_millis: Some(250),
                 processes: 5,
                 tmp_bytes: 7,

@@ -52,6 +52,9 @@ pub(crate) struct Cgroups {
     pub(crate) layout: Layout,
     /// Whether memory limits can include swap.
     pub(crate) swap_limit: bool,
+    /// Whether what connections hold in the kernel is counted beside memory, with a limit of its
+    /// own: version 1 does, and without that limit lets one group take what all have together.
+    pub(crate) sockets_apart: bool,
 }
 
 impl Cgroups {
@@ -69,7 +72,8 @@ impl Cgroups {
             Layout::V1
         };
         let swap_limit = layout == Layout::V2 || is("memory/memory.memsw.limit_in_bytes");
-        Self { root: root.to_owned(), layout, swap_limit }
+        let sockets_apart = layout != Layout::V2 && is("memory/memory.kmem.tcp.limit_in_bytes");
+        Self { root: root.to_owned(), layout, swap_limit, sockets_apart }
     }
 
     /// How often the kernel killed a process of the group for want of memory.

@@ -13,9 +13,6 @@ use tokio::time::Instant;
 
 use crate::firewall::is_public;
 
-/// How often names are looked up again.
-pub(crate) const AGAIN: Duration = Duration::from_mins(1);
-
 /// How long an address stays open after the name was last seen to have it.
 const KEPT: Duration = Duration::from_mins(10);
 
@@ -124,10 +121,11 @@ mod tests {
     fn an_address_stays_open_a_while_after_the_name_left_it() {
         let (mut names, now) = (Names::default(), Instant::now());
         names.learn("a.example.com", &addresses(&["203.0.113.1"]), now);
-        let later = now + AGAIN;
+        let minute = Duration::from_mins(1);
+        let later = now + minute;
         assert!(names.learn("a.example.com", &addresses(&["203.0.113.2"]), later));
         assert_eq!(names.of("a.example.com").count(), 2);
-        assert!(!names.learn("a.example.com", &addresses(&["203.0.113.2"]), later + AGAIN));
+        assert!(!names.learn("a.example.com", &addresses(&["203.0.113.2"]), later + minute));
         assert!(names.learn("a.example.com", &addresses(&["203.0.113.2"]), now + KEPT));
         assert_eq!(names.hosts(["a.example.com", "b.example.com"]), "203.0.113.2\ta.example.com\n");
     }

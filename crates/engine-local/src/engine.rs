@@ -33,7 +33,7 @@ use crate::launch;
 use crate::logs;
 use crate::metrics::{self, EngineMetrics};
 use crate::namespaces::Namespaces;
-use crate::network::{Neighbour, Network, name_servers};
+use crate::network::{Neighbour, Network, group, name_servers};
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::private_mounts::{STAGE, make_stage};
 use crate::record::{Durability, FunctionRecord, RecordStore};
@@ -81,14 +81,17 @@ pub struct EngineReport {
 
 /// What the network has to know of a replica that goes on. What its tenant may reach is what the
 /// options say now.
-fn neighbour(options: &LocalEngineOptions, adopted: &Adopted) -> Neighbour {
+fn neighbour(options: &LocalEngineOptions, tenants: &Tenants, adopted: &Adopted) -> Neighbour {
     let record = &adopted.record;
     let policies = match &record.tenant {
         Some(tenant) => options.egress.policies(tenant, record.egress.clone()),
         None => vec![options.egress.of_all.clone()],
     };
     let hosts = options.replica_folder().join(adopted.id.as_str()).join("hosts");
-    Neighbour { address: record.address, device: record.device.clone(), policies, hosts }
+    // It has a range, or it could not run; without a number it shares that of nobody.
+    let range = record.tenant.as_ref().and_then(|tenant| tenants.range(tenant).ok());
+    let tenant = range.map_or(0, group::tenant_number);
+    Neighbour { address: record.address, device: record.device.clone(), tenant, policies, hosts }
 }
 
 impl LocalEngine {
@@ -136,7 +139,7 @@ impl LocalEngine {
                 false
             }
         };
-        let neighbours = adopted.iter().map(|adopted| neighbour(&options, adopted)).collect();
+        let neighbours = adopted.iter().map(|one| neighbour(&options, &tenants, one)).collect();
         let resolver_text = resolver_file();
         let resolvers = name_servers(&resolver_text).filter_map(|server| match server {
             IpAddr::V4(server) => Some(server),

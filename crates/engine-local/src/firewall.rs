@@ -4,8 +4,12 @@
 //! Only the host itself opens connections to a replica. A replica reaches neither the host (but
 //! for the gateway's door) nor another replica, whoever's, nor link-local or metadata addresses,
 //! nor anything over IPv6; what is left is decided by the policies of its segment, which all have
-//! to agree. The segment is told by the group of the device that a packet comes from, which a
-//! replica cannot change; an unknown group reaches nothing.
+//! to agree. Segment and tenant are told by the group of the device that a packet comes from
+//! ([`group`]), which a replica cannot change; an unknown segment reaches nothing.
+//!
+//! What a tenant's replicas send and receive, and how many connections they have open, is bounded
+//! for all of them together: the machine's wire and the kernel's table of connections are
+//! everybody's.
 //!
 //! The table is always written whole, in one transaction: there is no moment without it.
 
@@ -16,6 +20,7 @@ use updraft_model::{EgressPolicy, EgressRule, EgressTarget, Transport};
 
 use crate::address::Subnet;
 use crate::egress::Names;
+use crate::network::group::{self, SEGMENT_MASK, TENANT_MASK};
 use crate::options::OpenError;
 
 /// Blocks that no policy opens: this host, link-local with the usual metadata address, multicast,
@@ -63,9 +68,11 @@ pub(crate) struct Rules<'a> {
     pub(crate) gateway: Option<u16>,
     /// Name servers that replicas are told of.
     pub(crate) resolvers: &'a [Ipv4Addr],
-    /// Most bytes a second of each replica, each way; 0 for no limit.
+    /// Most bytes a second of each tenant, each way; 0 for no limit.
     pub(crate) bandwidth: u64,
-    /// Groups of devices with the policies that a packet from there has to please.
+    /// Most connections of each tenant; 0 for no limit.
+    pub(crate) connections: u32,
+    /// Numbers of segments with the policies that a packet from there has to please.
     pub(crate) segments: &'a [(u32, Vec<EgressPolicy>)],
     /// What names stand for now.
     pub(crate) names: &'a Names,
@@ -116,6 +123,11 @@ fn is(left: &Value, right: &Value) -> Value {
 
 fn meta(key: &str) -> Value {
     json!({ "meta": { "key": key } })
+}
+
+/// Some bits of a key.
+fn part(key: &str, mask: u32) -> Value {
+    json!({ "&": [meta(key), mask] })
 }
 
 fn payload(protocol: &str, field: &str) -> Value {
@@ -193,21 +205,27 @@ impl Rules<'_> {
         }
         if self.bandwidth > 0 {
             for (name, chain, key) in [
-                ("updraft_sent", "updraft_from", &source),
-                ("updraft_received", "updraft_to", &target),
+                ("updraft_sent", "updraft_from", "iifgroup"),
+                ("updraft_received", "updraft_to", "oifgroup"),
             ] {
-                all.push(self.rule(chain, &[self.over(name, key), drop.clone()]));
+                let over = self.over(name, &part(key, TENANT_MASK));
+                all.push(self.rule(chain, &[over, drop.clone()]));
             }
         }
         for chain in ["updraft_host", "updraft_from", "updraft_to"] {
             all.push(self.rule(chain, &[is_answer.clone(), accept.clone()]));
+        }
+        if self.connections > 0 {
+            for chain in ["updraft_host", "updraft_from"] {
+                all.push(self.rule(chain, &[self.too_many(chain), refuse.clone()]));
+            }
         }
 
         // To the host: the gateway's door, for those whose policies all open it.
         let groups = self.groups(&EgressTarget::Gateway);
         if let (Some(port), false) = (self.gateway, groups.is_empty()) {
             let expression = vec![
-                is(&meta("iifgroup"), &set(&groups)),
+                is(&part("iifgroup", SEGMENT_MASK), &set(&groups)),
                 is(&target, &json!(self.subnet.gateway().to_string())),
                 is(&payload("tcp", "dport"), &json!(port)),
                 accept.clone(),
@@ -222,7 +240,7 @@ impl Rules<'_> {
             let servers: Vec<_> =
                 self.resolvers.iter().map(|server| json!(server.to_string())).collect();
             let expression = vec![
-                is(&meta("iifgroup"), &set(&groups)),
+                is(&part("iifgroup", SEGMENT_MASK), &set(&groups)),
                 is(&target, &set(&servers)),
                 is(&meta("l4proto"), &set(&[json!("tcp"), json!("udp")])),
                 is(&payload("th", "dport"), &json!(53)),
@@ -237,8 +255,9 @@ impl Rules<'_> {
         }
         all.push(self.rule("updraft_from", &[is(&target, &ours), refuse.clone()]));
         let mut policies: Vec<&EgressPolicy> = Vec::new();
-        for (group, wanted) in self.segments {
-            let segment = format!("updraft_segment_{group}");
+        let mut ways = Vec::new();
+        for (number, wanted) in self.segments {
+            let segment = format!("updraft_segment_{number}");
             all.push(self.chain(&segment));
             for policy in wanted {
                 let number = policies.iter().position(|known| *known == policy);
@@ -258,9 +277,12 @@ impl Rules<'_> {
                 all.push(self.rule(&segment, &[jump(&format!("updraft_policy_{number}"))]));
             }
             all.push(self.rule(&segment, std::slice::from_ref(&accept)));
-            let from_segment = is(&meta("iifgroup"), &json!(group));
-            all.push(self.rule("updraft_from", &[from_segment, jump(&segment)]));
+            ways.push(json!([group::segment_bits(*number), jump(&segment)]));
         }
+        // One look, however many segments there are.
+        let key = part("iifgroup", SEGMENT_MASK);
+        let ways = json!({ "vmap": { "key": key, "data": { "set": ways } } });
+        all.push(self.rule("updraft_from", &[ways]));
         all.push(self.rule("updraft_from", &[refuse]));
         all.push(self.rule("updraft_to", &[drop]));
 
@@ -272,11 +294,11 @@ impl Rules<'_> {
         json!({ "nftables": all })
     }
 
-    /// The groups whose policies all allow a target as a whole.
+    /// The segments whose policies all allow a target as a whole, as bits of groups.
     fn groups(&self, target: &EgressTarget) -> Vec<Value> {
         let all = |policies: &[EgressPolicy]| policies.iter().all(|policy| policy.allows(target));
         let open = self.segments.iter().filter(|(_, policies)| all(policies));
-        open.map(|(group, _)| json!(group)).collect()
+        open.map(|(number, _)| json!(group::segment_bits(*number))).collect()
     }
 
     /// What a packet must be to please one entry of a policy; nothing for an entry that opens
@@ -320,8 +342,18 @@ impl Rules<'_> {
         Some(expression)
     }
 
-    /// Meets packets of a replica that has used up what it may send or receive. There is no table
-    /// of replicas to keep: the kernel begins to count each address when it first sees it.
+    /// Meets packets that begin a connection where their tenant has too many. A flood of packets
+    /// to ever new places would otherwise fill the kernel's table of connections for everybody.
+    fn too_many(&self, chain: &str) -> Value {
+        json!({ "meter": {
+            "name": format!("{chain}_connections"), "size": 65_535,
+            "key": part("iifgroup", TENANT_MASK),
+            "stmt": { "ct count": { "val": self.connections, "inv": true } },
+        }})
+    }
+
+    /// Meets packets of a tenant that has used up what it may send or receive. There is no table
+    /// of tenants to keep: the kernel begins to count each when it first sees it.
     fn over(&self, name: &str, key: &Value) -> Value {
         let limit = json!({ "limit": {
             "rate": self.bandwidth, "rate_unit": "bytes", "per": "second",
@@ -367,6 +399,7 @@ mod tests {
             gateway: Some(8080),
             resolvers: &["192.0.2.53".parse().unwrap()],
             bandwidth: 0,
+            connections: 0,
             segments,
             names: &Names::default(),
         };

@@ -10,14 +10,16 @@ use updraft_engine::{ReplicaId, Revision};
 use updraft_model::{EgressPolicy, EgressTarget, FunctionSpec};
 
 use crate::bundle::{self, Bundle, Limits, SECRETS};
+use crate::cgroup::Cgroups;
 use crate::exit::{Exit, Process, start_time};
 use crate::image::PreparedImage;
 use crate::logs;
-use crate::network::Slot;
+use crate::network::{Slot, group};
 use crate::options::LocalEngineOptions;
 use crate::phases::Phases;
 use crate::record::ReplicaRecord;
 use crate::runtime::{Root, Run, Runtime};
+use crate::secrets::Copies;
 use crate::shared::Shared;
 use crate::tenants::{self, IdRange, USERS};
 use crate::user::{self, User};
@@ -46,7 +48,8 @@ pub(crate) async fn launch(
     let runtime = shared.runtime_of(spec)?;
     let egress = spec.egress().map_err(|error| error.to_string())?;
     let policies = shared.options.egress.policies(&spec.tenant(), egress.clone());
-    let slot = shared.network.take(&policies).await?;
+    let tenant = group::tenant_number(shared.tenants.range(&spec.tenant())?);
+    let slot = shared.network.take(tenant, &policies).await?;
     let address = slot.address;
     let networked = begin.elapsed();
     let place = Place { slot, policies, egress, runtime };
@@ -108,12 +111,17 @@ async fn start(
     let resolver = if all(EgressTarget::Public) { &shared.resolver } else { &shared.no_resolver };
     let mut binds = vec![(hosts, "/etc/hosts"), (resolver.clone(), "/etc/resolv.conf")];
     if !spec.secrets.is_empty() {
-        let secrets =
-            shared.secrets.hand_out(replica.as_str(), &spec.id.namespace, &spec.secrets, owner);
+        let copies = Copies {
+            tenant: record.tenant.clone(),
+            namespace: spec.id.namespace.clone(),
+            names: spec.secrets.clone(),
+            owner,
+        };
+        let secrets = shared.secrets.hand_out(replica.as_str(), copies);
         let secrets = secrets.map_err(failed("hand out its secrets"))?;
         binds.extend(SECRETS.map(|destination| (secrets.clone(), destination)));
     }
-    let limits = limits_of(options, spec, shared.runtime.cgroups.swap_limit);
+    let limits = limits_of(options, spec, &shared.runtime.cgroups);
     let map = if shared.can_shift {
         Some(shared.tenants.map(users).map_err(failed("make its user namespace"))?)
     } else {
@@ -205,13 +213,14 @@ pub(crate) fn clear_ended(shared: &Shared, replica: &ReplicaId) {
     }
 }
 
-fn limits_of(options: &LocalEngineOptions, spec: &FunctionSpec, swap_limit: bool) -> Limits {
+fn limits_of(options: &LocalEngineOptions, spec: &FunctionSpec, cgroups: &Cgroups) -> Limits {
     let limits = spec.limits.as_ref();
     let memory = limits.and_then(|limits| limits.memory.as_ref());
     let cpu = limits.and_then(|limits| limits.cpu.as_ref());
     Limits {
         memory_bytes: memory.map_or(0, updraft_model::MemoryQuantity::bytes),
-        swap_limit,
+        swap_limit: cgroups.swap_limit,
+        sockets_apart: cgroups.sockets_apart,
         cpu_millis: cpu
             .map(updraft_model::CpuQuantity::millicores)
             .filter(|millis| *millis > 0)
@@ -290,6 +299,7 @@ async fn try_in(
         limits: Limits {
             memory_bytes: options.default_memory_bytes,
             swap_limit: runtime.cgroups.swap_limit,
+            sockets_apart: runtime.cgroups.sockets_apart,
             cpu_millis: Some(1000),
             processes: options.process_limit,
             tmp_bytes: options.tmp_bytes,

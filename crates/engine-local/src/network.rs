@@ -4,12 +4,13 @@
 //! Namespaces are made ahead and held by file descriptors only: one that no replica took
 //! disappears with the process, one that a replica took disappears with the replica, and the
 //! pair of devices with it. Which tenant a namespace is for need not be known when it is made:
-//! replicas share no wire, and what one may reach follows from the group of its device, which is
-//! set when it is taken. A bridge without ports holds the host's own address; replicas of
+//! replicas share no wire, and what one may reach and how much of the wire its tenant has follow
+//! from the group of its device ([`group`]), which is set when it is taken. A bridge without ports holds the host's own address; replicas of
 //! Updrafts that knew no tenants still hang on it.
 
 mod block;
 mod forwarding;
+pub(crate) mod group;
 mod slot;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,7 +29,7 @@ use tokio::time::Instant;
 use updraft_model::EgressPolicy;
 
 use crate::address::{AddressPool, Subnet};
-use crate::egress::{AGAIN, HostLookup, Lookup, Names};
+use crate::egress::{HostLookup, Lookup, Names};
 use crate::firewall::{self, Rules};
 use crate::options::{LocalEngineOptions, OpenError};
 pub(crate) use block::name_servers;
@@ -43,6 +44,8 @@ pub(crate) struct Neighbour {
     pub(crate) address: Ipv4Addr,
     /// Its device; one of an Updraft that knew no tenants hangs on the bridge.
     pub(crate) device: Option<String>,
+    /// The number of its tenant, see [`group`]; 0 where there is none.
+    pub(crate) tenant: u32,
     pub(crate) policies: Vec<EgressPolicy>,
     /// Its `/etc/hosts`.
     pub(crate) hosts: PathBuf,
@@ -70,9 +73,10 @@ struct Parts {
 /// Who may reach what.
 #[derive(Debug)]
 struct Segments {
-    /// Groups of devices, with the policies of each. The first is that of devices nobody took.
+    /// The numbers of segments, with the policies of each. The first is that of devices nobody
+    /// took, and of functions that have what the operator gives to all.
     all: Vec<(u32, Vec<EgressPolicy>)>,
-    /// The number of the next group.
+    /// The number of the next segment.
     next: u32,
     names: Names,
     /// The `/etc/hosts` of replicas whose policies have names.
@@ -80,8 +84,8 @@ struct Segments {
 }
 
 impl Segments {
-    fn group(&self, policies: &[EgressPolicy]) -> Option<u32> {
-        self.all.iter().find(|(_, known)| known == policies).map(|(group, _)| *group)
+    fn number(&self, policies: &[EgressPolicy]) -> Option<u32> {
+        self.all.iter().find(|(_, known)| known == policies).map(|(number, _)| *number)
     }
 
     fn names(&self) -> BTreeSet<String> {
@@ -89,16 +93,16 @@ impl Segments {
         policies.flat_map(EgressPolicy::names).map(str::to_owned).collect()
     }
 
-    /// Adds a segment. Groups count from a number that every run draws anew: devices that an
+    /// Adds a segment. Segments count from a number that every run draws anew: devices that an
     /// earlier run left are in none until they are put in one.
     fn add(&mut self, policies: &[EgressPolicy]) -> u32 {
-        if let Some(group) = self.group(policies) {
-            return group;
+        if let Some(number) = self.number(policies) {
+            return number;
         }
-        let group = self.next;
-        self.next += 1;
-        self.all.push((group, policies.to_vec()));
-        group
+        let number = self.next;
+        self.next = group::segment_after(number);
+        self.all.push((number, policies.to_vec()));
+        number
     }
 }
 
@@ -120,12 +124,13 @@ impl Network {
         let mut degraded = Vec::new();
         let mut segments = Segments {
             all: vec![(0, vec![options.egress.of_all.clone()])],
-            next: first_group(),
+            next: group::first_segment(),
             names: Names::default(),
             hosts: BTreeMap::new(),
         };
         for neighbour in &neighbours {
-            let group = segments.add(&neighbour.policies);
+            let segment = segments.add(&neighbour.policies);
+            let group = group::of(segment, neighbour.tenant);
             segments.watch(&neighbour.hosts, &neighbour.policies);
             // Until the table knows the group, what is in it reaches nothing.
             if let Some(device) = &neighbour.device {
@@ -178,19 +183,20 @@ impl Network {
         self.parts.subnet
     }
 
-    /// A namespace for one replica that may reach what all `policies` allow: a spare one, or a
-    /// new one when there is none.
-    pub(crate) async fn take(&self, policies: &[EgressPolicy]) -> Result<Slot, String> {
-        let group = self.parts.segment(policies).await?;
+    /// A namespace for one replica of the tenant with this number that may reach what all
+    /// `policies` allow: a spare one, or a new one when there is none.
+    pub(crate) async fn take(
+        &self,
+        tenant: u32,
+        policies: &[EgressPolicy],
+    ) -> Result<Slot, String> {
+        let group = group::of(self.parts.segment(policies).await?, tenant);
         let spare = lock(&self.parts.spare).pop_front();
         self.parts.taken.notify_one();
         let slot = match spare {
             Some(slot) => slot,
             None => self.parts.make().await?,
         };
-        if group == 0 {
-            return Ok(slot);
-        }
         let put = put_in_group(&self.parts.host, &slot.device, group).await;
         if let Err(reason) = put {
             self.give_back(slot.address);
@@ -260,17 +266,6 @@ async fn look_up(names: BTreeSet<String>) -> Vec<(String, Vec<IpAddr>)> {
     join_all(asked).await
 }
 
-/// A number that no device of an earlier run is likely to have: one that is told by it reaches
-/// nothing until this run has said what it may.
-fn first_group() -> u32 {
-    let mut random = [0; 4];
-    // Without randomness the time does: it only has to differ from the last run's.
-    if getrandom::fill(&mut random).is_err() {
-        random = std::process::id().to_le_bytes();
-    }
-    (u32::from_le_bytes(random) & 0x7fff_0000) | 0x1_0000
-}
-
 /// Keeps as many spare namespaces as wanted; a failure is tried again at the next need.
 async fn keep_spare(parts: Arc<Parts>) {
     loop {
@@ -290,7 +285,7 @@ async fn keep_spare(parts: Arc<Parts>) {
 /// Looks the names of all policies up again and again.
 async fn follow_names(parts: Arc<Parts>) {
     loop {
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(parts.options.names_again).await;
         let names = lock(&parts.segments).names();
         let answers = look_up(names).await;
         let changed = {
@@ -314,10 +309,10 @@ async fn follow_names(parts: Arc<Parts>) {
 }
 
 impl Parts {
-    /// The group of devices for these policies, which the firewall knows by then.
+    /// The number of the segment with these policies, which the firewall knows by then.
     async fn segment(&self, policies: &[EgressPolicy]) -> Result<u32, String> {
-        if let Some(group) = lock(&self.segments).group(policies) {
-            return Ok(group);
+        if let Some(number) = lock(&self.segments).number(policies) {
+            return Ok(number);
         }
         let fresh: BTreeSet<String> = {
             let segments = lock(&self.segments);
@@ -333,12 +328,12 @@ impl Parts {
             }
             segments.all.clone()
         };
-        let group = lock(&self.segments).add(policies);
+        let number = lock(&self.segments).add(policies);
         if let Err(error) = self.write_firewall().await {
             lock(&self.segments).all.retain(|segment| before.contains(segment));
             return Err(error.to_string());
         }
-        Ok(group)
+        Ok(number)
     }
 
     async fn write_firewall(&self) -> Result<(), OpenError> {
@@ -356,6 +351,7 @@ impl Parts {
             gateway: options.gateway_port,
             resolvers: &self.resolvers,
             bandwidth: options.bandwidth,
+            connections: options.connections,
             segments: &segments,
             names: &names,
         })
@@ -376,7 +372,7 @@ impl Parts {
     }
 }
 
-/// Says by the group of its device what a replica may reach.
+/// Says by the group of its device what a replica may reach and whose it is.
 async fn put_in_group(host: &Handle, device: &str, group: u32) -> Result<(), String> {
     let link = LinkUnspec::new_with_name(device).link_group(group).build();
     host.link().set(link).execute().await.map_err(|error| error.to_string())

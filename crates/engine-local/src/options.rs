@@ -137,8 +137,13 @@ pub struct LocalEngineOptions {
     /// The port on which the gateway's door for functions will be opened, at
     /// [`gateway_address`](crate::LocalEngine::gateway_address); nothing keeps it shut.
     pub gateway_port: Option<u16>,
-    /// Most bytes a second of each replica, each way, beside its calls; 0 for no limit.
+    /// Most bytes a second of all replicas of a tenant together, each way; 0 for no limit.
     pub bandwidth: u64,
+    /// Most connections that all replicas of a tenant together have open to the outside and to
+    /// the gateway, those included that the kernel has not yet forgotten; 0 for no limit.
+    pub connections: u32,
+    /// How often the names in egress policies are looked up again.
+    pub names_again: Duration,
 }
 
 impl LocalEngineOptions {
@@ -174,6 +179,8 @@ impl LocalEngineOptions {
             sandboxes: SandboxOptions::default(),
             gateway_port: None,
             bandwidth: 125_000_000,
+            connections: 8192,
+            names_again: Duration::from_mins(1),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::metrics::Cause;
 use crate::phases::Phases;
 use crate::probe::{Asked, NotReady, PORT, Probes};
 use crate::record::ReplicaRecord;
+use crate::secrets::Copies;
 use crate::shared::{Running, Shared};
 use life::{Effect, Event, Life};
 
@@ -219,9 +220,13 @@ impl Task {
         self.enter();
         if !self.spec.secrets.is_empty() {
             // One of an earlier run has its copies, and nobody who knows of them.
-            let (replica, spec) = (self.id.as_str(), &self.spec);
-            let namespace = &spec.id.namespace;
-            self.shared.secrets.adopt(replica, namespace, &spec.secrets, record.owner);
+            let copies = Copies {
+                tenant: record.tenant.clone(),
+                namespace: self.spec.id.namespace.clone(),
+                names: self.spec.secrets.clone(),
+                owner: record.owner,
+            };
+            self.shared.secrets.adopt(self.id.as_str(), copies);
         }
         let begin = Instant::now();
         let options = &self.shared.options;

@@ -288,6 +288,7 @@ impl Runtime {
             .stderr(errors);
         let Run { root, cgroup, limits, .. } = run;
         let cgroups = self.places.then(|| self.cgroups.clone());
+        let own_group = (!self.places).then(|| cgroup.clone());
         let mounted = Arc::new(OnceLock::new());
         let told = Arc::clone(&mounted);
         let status = self.call(command, move || {
@@ -305,6 +306,10 @@ impl Runtime {
         if !status {
             let reason = complaint(&log).unwrap_or_else(|| "it gave no reason".to_owned());
             return Err(RuntimeError::Failed { program: self.name, reason });
+        }
+        if let Some(group) = own_group {
+            let limited = self.cgroups.limit_sockets(&group, &limits);
+            limited.map_err(io("limit what its connections hold"))?;
         }
         let pid = fs::read_to_string(&pid_file).map_err(io("read the process id"))?;
         pid.trim().parse().map_err(|_| RuntimeError::Failed {

@@ -21,14 +21,22 @@ use nix::mount::{MsFlags, mount};
 use updraft_engine::{
     EngineError, PutSecret, SecretChange, SecretContent, SecretInfo, SecretItems,
 };
-use updraft_model::{Digest, ItemKey, Namespace, SecretName};
+use updraft_model::{Digest, ItemKey, Namespace, SecretName, Tenant};
 
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::record::beside_others;
 use record::Kept;
 
-/// Room for the copies of all replicas.
-const MOUNT_OPTIONS: &str = "mode=0700,size=64m";
+/// Room for the copies of all replicas. What tenants have of it is bounded by [`TENANT_ROOM`], so
+/// this is only there for a machine with very many that all want much.
+const MOUNT_OPTIONS: &str = "mode=0700,size=25%";
+
+/// Most memory for the copies that one tenant's replicas have, in bytes: enough for four thousand
+/// small secrets, and no more than one tenant's part of the machine.
+const TENANT_ROOM: u64 = 16 << 20;
+
+/// Memory is given in pages of no less.
+const PAGE: u64 = 4096;
 
 /// How long a reader may be on its way from a link to its file.
 const READERS_LIMIT: Duration = Duration::from_secs(1);
@@ -56,10 +64,54 @@ struct State {
 /// A replica that has a folder of secrets.
 #[derive(Debug)]
 struct Holder {
-    namespace: Namespace,
-    names: Vec<SecretName>,
+    copies: Copies,
+    /// Memory that they take, in bytes.
+    room: u64,
+}
+
+/// Which secrets a replica has copies of, and whose they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Copies {
+    /// Whose replica it is; nobody's when an Updraft that knew no tenants started it.
+    pub(crate) tenant: Option<Tenant>,
+    pub(crate) namespace: Namespace,
+    pub(crate) names: Vec<SecretName>,
     /// User and group that own its files.
-    owner: (u32, u32),
+    pub(crate) owner: (u32, u32),
+}
+
+impl State {
+    /// Memory for copies of these secrets. With `instead` that one counts as if it were so.
+    fn room(&self, copies: &Copies, instead: Option<&SecretInfo>) -> u64 {
+        let secrets = copies.names.iter().filter_map(|name| match instead {
+            Some(info) if info.name == *name => Some(info),
+            _ => self.secrets.get(&(copies.namespace.clone(), name.clone())),
+        });
+        let shown = secrets.filter(|info| !is_pull_kind(info.kind.as_deref()));
+        let items = shown.flat_map(|info| info.items.values());
+        items.map(|item| (item.bytes as u64).max(1).next_multiple_of(PAGE)).sum()
+    }
+
+    /// Memory for the copies of a tenant's replicas, but for those of `except`.
+    fn room_of(&self, tenant: Option<&Tenant>, except: &str) -> u64 {
+        let holders = self.holders.iter().filter(|(replica, _)| *replica != except);
+        let own = holders.filter(|(_, holder)| holder.copies.tenant.as_ref() == tenant);
+        own.map(|(_, holder)| holder.room).sum()
+    }
+}
+
+/// Refuses a tenant more memory for copies than its part.
+fn check_room(tenant: Option<&Tenant>, room: u64) -> Result<(), String> {
+    if room <= TENANT_ROOM {
+        return Ok(());
+    }
+    let whose = tenant.map_or_else(|| "no tenant".to_owned(), |tenant| format!("`{tenant}`"));
+    Err(format!(
+        "the replicas of {whose} would have {} MiB of secrets in memory, {} MiB are allowed: give \
+         functions fewer or smaller secrets, or run fewer replicas of them",
+        room.div_ceil(1 << 20),
+        TENANT_ROOM >> 20
+    ))
 }
 
 /// What the start of an engine found among the secrets of an earlier version.
@@ -90,12 +142,14 @@ impl SecretStore {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&store.mounted).map_err(OpenError::file("create", &store.mounted))?;
-        if !is_mount_point(&store.mounted) {
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("tmpfs"), &store.mounted, Some("tmpfs"), flags, Some(MOUNT_OPTIONS))
-                .map_err(io::Error::from)
-                .map_err(OpenError::file("mount memory on", &store.mounted))?;
+        let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        if is_mount_point(&store.mounted) {
+            // That of an earlier run, which may have had other room.
+            flags |= MsFlags::MS_REMOUNT;
         }
+        mount(Some("tmpfs"), &store.mounted, Some("tmpfs"), flags, Some(MOUNT_OPTIONS))
+            .map_err(io::Error::from)
+            .map_err(OpenError::file("mount memory on", &store.mounted))?;
         Ok((store, migrated))
     }
 
@@ -161,6 +215,7 @@ impl SecretStore {
         if before == Some(&info) {
             return Ok(change);
         }
+        let rooms = Self::check_change(&state, namespace, &info)?;
         beside_others(|| self.kept.write(namespace, name, content, &info))
             .map_err(|error| EngineError::engine(format!("keep secret `{name}`"), error))?;
         state.secrets.insert(key, info);
@@ -168,13 +223,12 @@ impl SecretStore {
             return Ok(change);
         }
         let mut before = Vec::new();
-        for (replica, holder) in &state.holders {
-            if holder.namespace != *namespace || !holder.names.contains(name) {
-                continue;
-            }
-            let folder = self.replica_folder(replica);
+        for (replica, room) in rooms {
+            let Some(holder) = state.holders.get_mut(&replica) else { continue };
+            holder.room = room;
+            let folder = self.replica_folder(&replica);
             let shown = shown(content);
-            match mounted::place(&folder, name, shown, holder.owner) {
+            match mounted::place(&folder, name, shown, holder.copies.owner) {
                 // It has ended meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -186,6 +240,37 @@ impl SecretStore {
         }
         remove_soon(before);
         Ok(change)
+    }
+
+    /// The replicas that mount a secret, with the memory that their copies take once it is so.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] when that were more than a tenant may have.
+    fn check_change(
+        state: &State,
+        namespace: &Namespace,
+        info: &SecretInfo,
+    ) -> Result<BTreeMap<String, u64>, EngineError> {
+        let mounts =
+            |copies: &Copies| copies.namespace == *namespace && copies.names.contains(&info.name);
+        let holders = state.holders.iter().filter(|(_, holder)| mounts(&holder.copies));
+        let mut rooms = BTreeMap::new();
+        let mut grown: BTreeMap<Option<&Tenant>, i128> = BTreeMap::new();
+        for (replica, holder) in holders {
+            let room = state.room(&holder.copies, Some(info));
+            *grown.entry(holder.copies.tenant.as_ref()).or_default() +=
+                i128::from(room) - i128::from(holder.room);
+            rooms.insert(replica.clone(), room);
+        }
+        for (tenant, grown) in grown {
+            // Less than before is always welcome.
+            let room = i128::from(state.room_of(tenant, "")) + grown;
+            if grown > 0 {
+                check_room(tenant, u64::try_from(room).unwrap_or(0))
+                    .map_err(EngineError::Invalid)?;
+            }
+        }
+        Ok(rooms)
     }
 
     pub(crate) fn remove(
@@ -272,41 +357,35 @@ impl SecretStore {
         self.mounted.join(replica)
     }
 
-    /// Copies the named secrets for one replica, readable by its user alone.
-    pub(crate) fn hand_out(
-        &self,
-        replica: &str,
-        namespace: &Namespace,
-        names: &[SecretName],
-        owner: (u32, u32),
-    ) -> io::Result<PathBuf> {
+    /// Copies secrets for one replica, readable by its user alone.
+    ///
+    /// # Errors
+    /// One is missing, or there is no memory left for the tenant or for all.
+    pub(crate) fn hand_out(&self, replica: &str, copies: Copies) -> io::Result<PathBuf> {
         let folder = self.replica_folder(replica);
         // Held, so that a change comes before the copies are made or after they can be found.
         let mut state = self.state();
-        mounted::prepare(&folder, owner)?;
-        for name in names {
-            let (content, _) = self.kept.read(namespace, name).map_err(|error| {
+        let room = state.room(&copies, None);
+        let tenant = copies.tenant.as_ref();
+        check_room(tenant, state.room_of(tenant, replica) + room).map_err(io::Error::other)?;
+        mounted::prepare(&folder, copies.owner)?;
+        for name in &copies.names {
+            let (content, _) = self.kept.read(&copies.namespace, name).map_err(|error| {
                 let missing = error.kind() == io::ErrorKind::NotFound;
                 let text = if missing { "not found".to_owned() } else { error.to_string() };
                 io::Error::new(error.kind(), format!("secret `{name}`: {text}"))
             })?;
-            mounted::place(&folder, name, shown(&content), owner)?;
+            mounted::place(&folder, name, shown(&content), copies.owner)?;
         }
-        let (namespace, names) = (namespace.clone(), names.to_vec());
-        state.holders.insert(replica.to_owned(), Holder { namespace, names, owner });
+        state.holders.insert(replica.to_owned(), Holder { copies, room });
         Ok(folder)
     }
 
     /// Notes a replica of an earlier run, which has its copies.
-    pub(crate) fn adopt(
-        &self,
-        replica: &str,
-        namespace: &Namespace,
-        names: &[SecretName],
-        owner: (u32, u32),
-    ) {
-        let (namespace, names) = (namespace.clone(), names.to_vec());
-        self.state().holders.insert(replica.to_owned(), Holder { namespace, names, owner });
+    pub(crate) fn adopt(&self, replica: &str, copies: Copies) {
+        let mut state = self.state();
+        let room = state.room(&copies, None);
+        state.holders.insert(replica.to_owned(), Holder { copies, room });
     }
 
     /// Takes a replica's copies back.
@@ -380,6 +459,15 @@ mod tests {
         SecretContent::by_hand(items.iter().map(item).collect())
     }
 
+    fn copies(owner: &str, names: &[SecretName], user: (u32, u32)) -> Copies {
+        Copies {
+            tenant: Some(format!("owner/{owner}").parse().unwrap()),
+            namespace: Namespace::default(),
+            names: names.to_vec(),
+            owner: user,
+        }
+    }
+
     fn open(folder: &Path) -> SecretStore {
         let options = LocalEngineOptions::new("00000000", folder, &folder.join("run"));
         fs::create_dir_all(options.mounted_secrets()).unwrap();
@@ -408,7 +496,7 @@ mod tests {
         assert_eq!(put(&[("user", "u1"), ("password", "p1")]), SecretChange::Created);
         store.put(&place, &name("other"), &content(&[("other", "o")]), PutSecret::New).unwrap();
         let names = [name("db"), name("other")];
-        let shown = store.hand_out("r1", &place, &names, (1234, 1235)).unwrap();
+        let shown = store.hand_out("r1", copies("alice", &names, (1234, 1235))).unwrap();
         let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         let expected = [pair("other", "o"), pair("password", "p1"), pair("user", "u1")];
         assert_eq!(files(&shown), expected);
@@ -474,7 +562,36 @@ mod tests {
         let mut pull = content(&[(".dockerconfigjson", "{}")]);
         pull.kind = Some("kubernetes.io/dockerconfigjson".to_owned());
         store.put(&place, &name("pull"), &pull, PutSecret::New).unwrap();
-        let shown = store.hand_out("r", &place, &[name("pull")], (0, 0)).unwrap();
+        let shown = store.hand_out("r", copies("alice", &[name("pull")], (0, 0))).unwrap();
         assert!(files(&shown).is_empty());
+    }
+    #[test]
+    fn a_tenant_has_its_part_of_the_memory_and_others_have_theirs() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let place = Namespace::default();
+        let mebibyte = "x".repeat(1 << 20);
+        let (large, small) = (name("large"), name("small"));
+        store.put(&place, &large, &content(&[("large", &mebibyte)]), PutSecret::New).unwrap();
+        store.put(&place, &small, &content(&[("small", "x")]), PutSecret::New).unwrap();
+        let hand_out = |replica: &str, owner: &str, secret: &SecretName| {
+            store.hand_out(replica, copies(owner, std::slice::from_ref(secret), (0, 0)))
+        };
+        for number in 0..16 {
+            hand_out(&format!("m{number}"), "mallory", &large).unwrap();
+        }
+        let refused = hand_out("m16", "mallory", &small).unwrap_err().to_string();
+        assert!(refused.contains("`owner/mallory`") && refused.contains("17 MiB"), "{refused}");
+        hand_out("a0", "alice", &large).unwrap();
+        // Also not by a secret that grows where it is.
+        store.take_back("m0");
+        hand_out("m0", "mallory", &small).unwrap();
+        let grown = content(&[("small", &mebibyte), ("more", "x")]);
+        let refused = store.put(&place, &small, &grown, PutSecret::Existing).unwrap_err();
+        assert!(matches!(refused, EngineError::Invalid(_)), "{refused:?}");
+        assert_eq!(store.read(&place, &small).unwrap().iter().count(), 1);
+        store.put(&place, &small, &content(&[("small", "y")]), PutSecret::Existing).unwrap();
+        store.put(&place, &large, &content(&[("large", "little")]), PutSecret::Existing).unwrap();
+        hand_out("m16", "mallory", &small).unwrap();
     }
 }

@@ -20,6 +20,7 @@
 //! | `/memory/MIB` | touches that much memory |
 //! | `/hold/MIB` | touches that much memory and keeps it |
 //! | `/spin/MS` | keeps a processor busy for that long |
+//! | `/connect/ADDRESS` | `connected` once a TCP connection is; 500 with the reason when there is none within half a second |
 //! | anything else | the variable `answer`, or `hello` |
 //!
 //! With the variable `exit_at_start` it prints `conformance app was asked to fail` on standard
@@ -29,6 +30,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed claim ends its test")]
 
 mod client;
+pub mod egress;
 pub mod exits;
 pub mod isolation;
 pub mod life;
@@ -36,6 +38,7 @@ pub mod logs;
 pub mod rest;
 pub mod secrets;
 
+use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +70,10 @@ pub trait Harness: Sized + Send + Sync + 'static {
 
     /// An image reference that stands for nothing and never will.
     fn missing_image(&self) -> ImageRef;
+
+    /// Two services that accept TCP connections at a public address outside of the engine, until
+    /// the engine is stopped.
+    async fn outside(&self) -> [SocketAddr; 2];
 
     /// Whether the engine can tell what replicas use here.
     fn measures_usage(&self) -> bool {
@@ -239,6 +246,14 @@ macro_rules! engine_conformance {
                 a_read_only_root_cannot_be_written_but_tmp_can,
                 a_writable_root_is_fresh_for_each_replica,
                 a_function_that_takes_too_much_memory_is_ended_and_told,
+            ]
+            egress: [
+                an_open_function_reaches_the_outside,
+                a_closed_function_reaches_nothing,
+                a_list_opens_what_it_names_and_nothing_else,
+                no_function_reaches_another_by_its_address,
+                a_policy_changes_with_the_function,
+                a_policy_that_means_nothing_is_refused,
             ]
         );
     };

@@ -458,6 +458,7 @@ pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> Loc
         egress: config.isolation.egress(),
         sandboxes: config.isolation.sandboxes(),
         bandwidth: config.isolation.bandwidth,
+        connections: config.isolation.connections,
         gateway_port: Some(config.isolation.gateway_port).filter(|port| *port > 0),
         ..usual
     }

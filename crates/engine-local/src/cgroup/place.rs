@@ -68,19 +68,14 @@ impl Cgroups {
         for tree in self.trees()? {
             fs::create_dir_all(tree.join(group))?;
         }
-        let set = |tree: &str, file: &str, value: &str| {
-            let path = self.root.join(tree).join(group).join(file);
-            write(&path, value).map_err(|error| {
-                let kind = error.kind();
-                io::Error::new(kind, format!("cannot set `{}`: {error}", path.display()))
-            })
-        };
+        let set = |tree: &str, file: &str, value: &str| self.set(tree, group, file, value);
         let memory = limits.memory_bytes.to_string();
         set("memory", "memory.limit_in_bytes", &memory)?;
         if limits.swap_limit {
             // Memory and swap together: no more than memory alone.
             set("memory", "memory.memsw.limit_in_bytes", &memory)?;
         }
+        self.limit_sockets(group, limits)?;
         set("pids", "pids.max", &limits.processes.to_string())?;
         if let Some(quota) = limits.cpu_quota() {
             set("cpu", "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
@@ -88,6 +83,23 @@ impl Cgroups {
         }
         set("devices", "devices.deny", "a")?;
         DEVICES.iter().try_for_each(|device| set("devices", "devices.allow", device))
+    }
+
+    /// Sets the limit of what connections hold in the kernel, which no runtime sets any more.
+    ///
+    /// # Errors
+    /// The group does not take it.
+    pub(crate) fn limit_sockets(&self, group: &str, limits: &Limits) -> io::Result<()> {
+        let Some(bytes) = limits.socket_bytes() else { return Ok(()) };
+        let group = group.trim_start_matches('/');
+        self.set("memory", group, "memory.kmem.tcp.limit_in_bytes", &bytes.to_string())
+    }
+
+    fn set(&self, tree: &str, group: &str, file: &str, value: &str) -> io::Result<()> {
+        let path = self.root.join(tree).join(group).join(file);
+        write(&path, value).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot set `{}`: {error}", path.display()))
+        })
     }
 
     /// Moves this thread into a group that was made, and nobody else.
@@ -149,6 +161,7 @@ mod tests {
         Limits {
             memory_bytes: 64 << 20,
             swap_limit: true,
+            sockets_apart: true,
             cpu_millis: Some(250),
             processes: 12,
             tmp_bytes: 1,
@@ -168,6 +181,7 @@ mod tests {
             "unified/cgroup.controllers",
             "memory/g/x/memory.limit_in_bytes",
             "memory/g/x/memory.memsw.limit_in_bytes",
+            "memory/g/x/memory.kmem.tcp.limit_in_bytes",
             "pids/g/x/pids.max",
             "cpu/g/x/cpu.cfs_period_us",
             "cpu/g/x/cpu.cfs_quota_us",
@@ -181,6 +195,7 @@ mod tests {
         for (file, value) in [
             ("memory/g/x/memory.limit_in_bytes", "67108864"),
             ("memory/g/x/memory.memsw.limit_in_bytes", "67108864"),
+            ("memory/g/x/memory.kmem.tcp.limit_in_bytes", "16777216"),
             ("pids/g/x/pids.max", "12"),
             ("cpu/g/x/cpu.cfs_period_us", "100000"),
             ("cpu/g/x/cpu.cfs_quota_us", "25000"),

@@ -55,6 +55,22 @@ if ($attack eq "call") {
     my ($piece, $n) = ("x" x (1 << 20), 0);
     $n++ while $n < 4096 && (syswrite($file, $piece) // 0) == 1 << 20;
     print $! + 0, " $n\n";
+} elsif ($attack eq "connections") {
+    # Opens connections until one fails, and holds them all; tells the error and how many there were.
+    my $to = pack "S n a4 x8", 2, $args[1], pack("C4", split(/\./, $args[0]));
+    my @held;
+    while (@held < $args[2]) {
+        socket my $s, 2, 1, 0 or last;
+        connect $s, $to or last;
+        push @held, $s;
+    }
+    print $! + 0, " ", scalar @held, "\n";
+} elsif ($attack eq "udp") {
+    # Sends packets of a thousand bytes as fast as it goes.
+    my $to = pack "S n a4 x8", 2, $args[1], pack("C4", split(/\./, $args[0]));
+    socket my $s, 2, 2, 0 or told(0);
+    send $s, $args[2] x 1000, 0, $to for 1 .. $args[3];
+    print "done\n";
 } elsif ($attack eq "inodes") {
     my $n = 0;
     while ($n < 1_000_000) { open my $file, ">", "$args[0]/$n" or last; $n++; }

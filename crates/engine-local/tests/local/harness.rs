@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 use updraft_engine::Engine;
 use updraft_engine::conformance::Harness;
 use updraft_engine_local::{
@@ -21,6 +22,8 @@ use updraft_engine_local::{
 };
 use updraft_images::RegistryCredentials;
 use updraft_model::{Digest, ImageRef};
+
+use crate::network::{Outside, Service};
 
 /// The user that the test image runs as.
 const USER: u32 = 1000;
@@ -218,6 +221,8 @@ pub(crate) async fn answer(address: SocketAddr, path: &str) -> String {
 pub(crate) struct Local<const RUNC: bool> {
     instance: Instance,
     engine: Arc<LocalEngine>,
+    /// Made when it is first asked for.
+    outside: OnceCell<(Outside, [Service; 2])>,
 }
 
 #[async_trait]
@@ -226,7 +231,7 @@ impl<const RUNC: bool> Harness for Local<RUNC> {
         let runtime = if RUNC { RuntimeChoice::Runc } else { RuntimeChoice::Crun };
         let instance = Instance::new(runtime).await;
         let engine = instance.open().await;
-        Self { instance, engine }
+        Self { instance, engine, outside: OnceCell::new() }
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
@@ -241,7 +246,18 @@ impl<const RUNC: bool> Harness for Local<RUNC> {
         "localhost/nothing:1".parse().unwrap()
     }
 
+    async fn outside(&self) -> [SocketAddr; 2] {
+        let make = async || {
+            let outside = Outside::new(&self.instance.options.instance);
+            let services = [9, 10].map(|port| outside.service(port));
+            (outside, services)
+        };
+        let (outside, _) = self.outside.get_or_init(make).await;
+        [9, 10].map(|port| SocketAddr::from((outside.address, port)))
+    }
+
     async fn stop(self) {
+        drop(self.outside);
         self.engine.shutdown().await;
         drop(self.engine);
         self.instance.destroy().await;

@@ -1,9 +1,12 @@
 //! What replicas can reach, and the limits only this engine sets.
 
-use std::io::{BufRead, BufReader, Lines};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Lines, Read};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use updraft_engine::{Engine, Wake};
 use updraft_engine_local::{LocalEngine, RuntimeChoice};
@@ -59,18 +62,56 @@ pub(crate) fn host_address() -> Ipv4Addr {
     }
 }
 
+/// Where tests note who has which block of addresses for documentation.
+const BLOCKS: &str = "/run/updraft-outside-tests";
+
 /// A network outside of the machine: a namespace behind a pair of devices.
+#[derive(Debug)]
 pub(crate) struct Outside {
     name: String,
     pub(crate) address: Ipv4Addr,
+    /// Held as long as the block is this test's.
+    _block: File,
+}
+
+/// Takes one of the 64 blocks of four addresses, and clears away what a test that was killed left
+/// there. Its number, and what holds it.
+fn take_block(name: &str) -> (u8, File) {
+    fs::create_dir_all(BLOCKS).unwrap();
+    let begin = Instant::now();
+    loop {
+        for number in 0..64 {
+            let path = Path::new(BLOCKS).join(number.to_string());
+            let mut options = File::options();
+            options.create(true).truncate(false).read(true).write(true);
+            let mut file = options.open(path).unwrap();
+            if file.try_lock().is_err() {
+                continue;
+            }
+            let mut before = String::new();
+            file.read_to_string(&mut before).unwrap();
+            let instance = before.strip_prefix("outside-").unwrap_or_default();
+            if Path::new("/sys/class/net").join(format!("upd{instance}")).exists() {
+                ip(&["link", "del", &format!("upd{instance}")]);
+            }
+            if !instance.is_empty() && Path::new("/run/netns").join(&before).exists() {
+                ip(&["netns", "del", &before]);
+            }
+            file.set_len(0).unwrap();
+            file.write_all_at(name.as_bytes(), 0).unwrap();
+            return (number, file);
+        }
+        assert!(begin.elapsed() < Duration::from_mins(1), "no addresses are free");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 impl Outside {
     pub(crate) fn new(instance: &str) -> Self {
-        // Addresses for documentation; one block for each test that runs.
-        let number = u8::from_str_radix(&instance[..2], 16).unwrap() & 0xfc;
-        let (near, far) = ([203, 0, 113, number + 1], [203, 0, 113, number + 2]);
-        let outside = Self { name: format!("outside-{instance}"), address: far.into() };
+        let name = format!("outside-{instance}");
+        let (number, block) = take_block(&name);
+        let (near, far) = ([203, 0, 113, number * 4 + 1], [203, 0, 113, number * 4 + 2]);
+        let outside = Self { name, address: far.into(), _block: block };
         let name = outside.name.as_str();
         let (device, far) = (format!("upd{instance}"), Ipv4Addr::from(far).to_string() + "/30");
         let near = Ipv4Addr::from(near).to_string() + "/30";
@@ -108,6 +149,7 @@ impl Outside {
 }
 
 /// A program that ends when it is dropped.
+#[derive(Debug)]
 pub(crate) struct Service(Child);
 
 impl Drop for Service {
@@ -119,6 +161,9 @@ impl Drop for Service {
 
 impl Drop for Outside {
     fn drop(&mut self) {
+        // The kernel takes the namespace apart when it likes; the near end is to be gone before
+        // somebody else has the block.
+        ip(&["link", "del", &format!("upd{}", &self.name["outside-".len()..])]);
         ip(&["netns", "del", &self.name]);
     }
 }

@@ -22,9 +22,11 @@ pub(crate) struct IsolationConfig {
     /// What stands between a function and the kernel, for tenants not named below.
     #[serde(deserialize_with = "sandbox")]
     pub(crate) runtime: Sandbox,
-    /// Most bytes a second of each replica, each way; 0 for no limit.
+    /// Most bytes a second of all replicas of a tenant together, each way; 0 for no limit.
     #[serde(deserialize_with = "bytes")]
     pub(crate) bandwidth: u64,
+    /// Most open connections of all replicas of a tenant together; 0 for no limit.
+    pub(crate) connections: u32,
     /// What Updraft itself gets of processor and disk where functions together get 100; 0 leaves
     /// it in the control group it was started in.
     pub(crate) own_weight: u32,
@@ -50,6 +52,7 @@ impl Default for IsolationConfig {
             egress: EgressPolicy::open(),
             runtime: Sandbox::Kernel,
             bandwidth: 125_000_000,
+            connections: 8192,
             own_weight: 1000,
             gateway_port: 8080,
             tenants: BTreeMap::new(),
