@@ -197,7 +197,12 @@ impl LocalEngineOptions {
     }
 
     pub(crate) fn log_limits(&self) -> Limits {
-        Limits { replica: self.log_bytes, function: self.function_log_bytes }
+        Limits {
+            replica: self.log_bytes,
+            function: self.function_log_bytes,
+            // The other half is for what is written before the next look.
+            farthest: self.file_bytes() / 2,
+        }
     }
 
     /// Longest file of a replica: no shorter than its folders have room for, and the only bound

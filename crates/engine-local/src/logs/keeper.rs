@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -35,9 +35,6 @@ const RECENT: usize = 256;
 
 /// A file is dropped from its beginning in steps of this size, which every file system takes.
 const BLOCK: u64 = 4096;
-
-/// How far a file may have come, dropped parts counted, before it begins anew.
-const FARTHEST: u64 = 1 << 40;
 
 /// Every log file of a replica that runs.
 #[derive(Debug)]
@@ -106,7 +103,7 @@ impl Looked {
         let mut files = self.lock();
         let beside = files.keys().filter(|other| other.parent() == path.parent()).count();
         let Some(seen) = files.get_mut(path) else { return };
-        let grew = look(path, seen, limits.each(beside), now);
+        let grew = look(path, seen, limits.each(beside), limits.farthest, now);
         drop(files);
         match grew {
             Ok(true) => self.grown.send_modify(|count| *count += 1),
@@ -160,6 +157,9 @@ pub(crate) struct Limits {
     pub(crate) replica: u64,
     /// All of one function's replicas that run, together.
     pub(crate) function: u64,
+    /// How far a file may have come, dropped parts counted, before it begins anew: the kernel
+    /// counts them too when it compares a file with the longest that a replica may write.
+    pub(crate) farthest: u64,
 }
 
 impl Limits {
@@ -231,7 +231,13 @@ impl Looked {
 
 /// Notes how far a file has come, and drops its oldest part when it is too large. Returns whether
 /// it has grown.
-fn look(path: &Path, seen: &mut Seen, limit: u64, now: Timestamp) -> io::Result<bool> {
+fn look(
+    path: &Path,
+    seen: &mut Seen,
+    limit: u64,
+    farthest: u64,
+    now: Timestamp,
+) -> io::Result<bool> {
     let metadata = fs::metadata(path)?;
     let length = metadata.len();
     if seen.length == Some(length) || (seen.length.is_none() && length == 0) {
@@ -253,25 +259,45 @@ fn look(path: &Path, seen: &mut Seen, limit: u64, now: Timestamp) -> io::Result<
     }
     seen.recent.push_back((length, time));
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    if length - read::start(&file, length) > limit || length > FARTHEST {
-        rotate(path, &file, length, limit, seen)?;
+    let too_far = length > farthest;
+    if too_far || length - read::start(&file, length) > limit {
+        rotate(path, &file, length, limit, too_far, seen)?;
     }
     Ok(true)
 }
 
 /// Takes the oldest part out of a file: the replica goes on writing to its end, and offsets stay
 /// what they were, so that nothing is lost but what is too old. Where the file system cannot do
-/// that, the file is copied to its older part and emptied; what is written between the last
-/// copied byte and the emptying is lost then.
-fn rotate(path: &Path, file: &File, length: u64, limit: u64, seen: &mut Seen) -> io::Result<()> {
-    let keep = (length - limit / 2) / BLOCK * BLOCK;
+/// that, or the file has come too far, what is left is copied to its older part and the file is
+/// emptied; what is written between the last copied byte and the emptying is lost then.
+fn rotate(
+    path: &Path,
+    file: &File,
+    length: u64,
+    limit: u64,
+    too_far: bool,
+    seen: &mut Seen,
+) -> io::Result<()> {
+    let keep = length.saturating_sub(limit / 2) / BLOCK * BLOCK;
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    if length <= FARTHEST && fallocate(file, flags, 0, keep).is_ok() {
+    let is_out = keep == 0 || fallocate(file, flags, 0, keep).is_ok();
+    let part = older(path);
+    if is_out && !too_far {
+        // Older than what was just taken out.
+        for older in [index(&part), part] {
+            match fs::remove_file(older) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
         return read::forget_times(path, keep);
     }
-    let part = older(path);
     let mut from = File::open(path)?;
     let mut to = File::create(&part)?;
+    // At the same offsets, which the notes are about, without writing what was taken out.
+    let start = read::start(&from, length);
+    from.seek(SeekFrom::Start(start))?;
+    to.seek(SeekFrom::Start(start))?;
     io::copy(&mut from, &mut to)?;
     fs::rename(index(path), index(&part))?;
     file.set_len(0)?;
@@ -284,7 +310,7 @@ mod tests {
     use super::*;
     use crate::logs::read::{Times, parts, tail};
 
-    const LIMITS: Limits = Limits { replica: 64 * 1024, function: 128 * 1024 };
+    const LIMITS: Limits = Limits { replica: 64 * 1024, function: 128 * 1024, farthest: 1 << 30 };
 
     fn log(path: &Path) -> File {
         OpenOptions::new().create(true).append(true).open(path).unwrap()
@@ -321,6 +347,44 @@ mod tests {
         }
         // Notes of what is gone are gone too.
         assert!(fs::read_to_string(index(&path)).unwrap().lines().count() < 100);
+    }
+
+    /// The kernel ends who writes behind the longest file it may have, holes counted: a function
+    /// that prints a line now and then for years must not get there.
+    #[test]
+    fn a_file_never_comes_as_far_as_the_longest_that_a_replica_may_write() {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = folder.path().join("x.log");
+        let mut log = log(&path);
+        let looked = Looked::default();
+        let limits = Limits { farthest: 200 * 1024, ..LIMITS };
+        looked.begin(&path, limits);
+        let mut written = 0;
+        for number in 0..60_000 {
+            writeln!(log, "line number {number:06}").unwrap();
+            written += 19;
+            if number % 100 == 0 {
+                looked.look(&path, limits, Timestamp::now());
+            }
+            let length = fs::metadata(&path).unwrap().len();
+            assert!(length < limits.farthest + 4096, "{length} after {written}");
+        }
+        looked.end(&path, limits);
+        assert!(written > 5 * limits.farthest);
+        let all = parts(&path);
+        assert!(all.iter().map(|part| on_disk(part)).sum::<u64>() <= 3 * LIMITS.replica);
+        // What is left of both parts is one piece, with times that rise.
+        let lines: Vec<_> = all.iter().flat_map(|part| tail(part, 100_000)).collect();
+        let first: usize = lines[0].rsplit(' ').next().unwrap().parse().unwrap();
+        assert_eq!(lines.last().map(String::as_str), Some("line number 059999"));
+        for (line, number) in lines.iter().zip(first..) {
+            assert_eq!(line, &format!("line number {number:06}"), "none is missing or cut");
+        }
+        let ends = all.iter().map(|part| {
+            let length = fs::metadata(part).unwrap().len();
+            (Times::of(part).at(length), length)
+        });
+        assert!(ends.map(|(time, _)| time).is_sorted());
     }
 
     #[test]
