@@ -171,6 +171,100 @@ fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    /// How the names of groups of tests begin; the process that made them follows.
+    const NAME: &str = "updraft-cgroup-test-";
+
+    /// A process in a group of its own in the tree at `tree`; both go away with it, whatever
+    /// becomes of the test.
+    pub(crate) struct Inmate {
+        pub(crate) cgroups: Cgroups,
+        pub(crate) child: Child,
+        pub(crate) group: String,
+        /// The name without what lies below it.
+        top: String,
+    }
+
+    impl Inmate {
+        pub(crate) fn new(
+            cgroups: Cgroups,
+            tree: &Path,
+            below: &str,
+            command: &mut Command,
+        ) -> Self {
+            for entry in fs::read_dir(tree).unwrap().flatten() {
+                let name = entry.file_name().into_string().unwrap_or_default();
+                let owner = name.strip_prefix(NAME);
+                if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+                    // Left by a test that was killed; the next one tries again when it must.
+                    cgroups.kill_all(&name);
+                    drop(cgroups.remove(&name));
+                }
+            }
+            let top = format!("{NAME}{}", std::process::id());
+            let group = format!("{top}{below}");
+            fs::create_dir_all(tree.join(&group)).unwrap();
+            let child = command.spawn().unwrap();
+            fs::write(tree.join(&group).join("cgroup.procs"), child.id().to_string()).unwrap();
+            Self { cgroups, child, group, top }
+        }
+
+        pub(crate) fn until(&self, what: &str, check: impl Fn(&Self) -> bool) {
+            let begin = Instant::now();
+            while !check(self) {
+                assert!(begin.elapsed() < Duration::from_mins(1), "waited in vain until {what}");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+
+    impl Drop for Inmate {
+        fn drop(&mut self) {
+            self.cgroups.kill_all(&self.top);
+            self.child.wait().unwrap();
+            self.cgroups.remove(&self.top).unwrap();
+        }
+    }
+
+    /// The machine as one of version 2 alone, for this thread: whatever its controllers are bound
+    /// to, the freezer and the rest of version 2 itself are there.
+    #[test]
+    fn a_machine_of_version_2_alone_is_found_and_used() {
+        let alone = std::thread::spawn(|| {
+            use nix::mount::{MsFlags, mount};
+            use nix::sched::{CloneFlags, unshare};
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            let (none, root) = (None::<&str>, Path::new(ROOT));
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("none"), root, Some("cgroup2"), MsFlags::empty(), none).unwrap();
+            let cgroups = Cgroups::detect();
+            assert_eq!(cgroups.layout, Layout::V2);
+            assert!(!cgroups.can_place(), "the runtime moves containers there");
+            let work = "ulimit -t 60; while :; do :; done";
+            let mut command = Command::new("sh");
+            command.args(["-c", work]);
+            let inmate = Inmate::new(cgroups.clone(), root, "/tenant-1/replica", &mut command);
+            let group = inmate.group.as_str();
+            assert_eq!(cgroups.children(&inmate.top), BTreeSet::from(["tenant-1".to_owned()]));
+            assert!(cgroups.can_freeze(group) && !cgroups.is_frozen(group).unwrap());
+            assert_eq!(cgroups.memory_kills(group), 0);
+            cgroups.freeze(group).unwrap();
+            inmate.until("it is frozen", |one| one.cgroups.is_frozen(&one.group).unwrap());
+            cgroups.thaw(group).unwrap();
+            inmate.until("it is thawed", |one| !one.cgroups.is_frozen(&one.group).unwrap());
+            // What ends it now must end it although it is frozen, and be heard of from above.
+            cgroups.freeze(group).unwrap();
+            inmate.until("it is frozen again", |one| one.cgroups.is_frozen(&one.group).unwrap());
+            assert!(cgroups.kill_all(&inmate.top));
+            inmate.until("nobody is in the group", |one| {
+                let events = root.join(&one.top).join("cgroup.events");
+                fs::read_to_string(events).unwrap().contains("populated 0")
+            });
+        });
+        alone.join().unwrap();
+    }
 
     pub(crate) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();

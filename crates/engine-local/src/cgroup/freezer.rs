@@ -90,97 +90,53 @@ pub(super) fn thaw_folder(folder: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::Inmate;
     use super::*;
-    use std::process::{Child, Command};
-    use std::time::{Duration, Instant};
+    use std::process::Command;
+    use std::time::Duration;
 
-    const NAME: &str = "updraft-freezer-test-";
-
-    /// Takes away the groups of test processes that were killed.
-    fn clear_leftovers(cgroups: &Cgroups) {
-        let folder = if cgroups.layout == Layout::V2 { "." } else { "freezer" };
-        for entry in fs::read_dir(cgroups.root.join(folder)).unwrap().flatten() {
-            let name = entry.file_name().into_string().unwrap_or_default();
-            let owner = name.strip_prefix(NAME);
-            if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
-                cgroups.kill_all(&name);
-                // The next test tries again when its processes are still ending.
-                drop(cgroups.remove(&name));
-            }
+    /// A busy process in the machine's own hierarchy of one version, or nothing where it has none.
+    fn busy(version: Layout) -> Option<Inmate> {
+        let root = Path::new(crate::cgroup::ROOT);
+        let root = match version {
+            Layout::V2 if root.join("cgroup.controllers").is_file() => root.to_owned(),
+            Layout::V2 => root.join("unified"),
+            Layout::V1 | Layout::Hybrid => root.to_owned(),
+        };
+        let cgroups = Cgroups::detect_at(&root);
+        let is_v2 = cgroups.layout == Layout::V2;
+        let tree = if is_v2 { root } else { root.join("freezer") };
+        if is_v2 != (version == Layout::V2) || !tree.join("cgroup.procs").is_file() {
+            return None;
         }
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -t 20; while :; do :; done"]);
+        Some(Inmate::new(cgroups, &tree, "", &mut command))
     }
 
-    /// A process in a group of its own; both go away with it, whatever becomes of the test.
-    struct Busy {
-        cgroups: Cgroups,
-        child: Child,
-        group: String,
-    }
-
-    impl Busy {
-        /// In the machine's own hierarchy of one version, or nothing where it has none.
-        fn new(version: Layout) -> Option<Self> {
-            let root = Path::new(crate::cgroup::ROOT);
-            let root = match version {
-                Layout::V2 if root.join("cgroup.controllers").is_file() => root.to_owned(),
-                Layout::V2 => root.join("unified"),
-                Layout::V1 | Layout::Hybrid => root.to_owned(),
-            };
-            let cgroups = Cgroups::detect_at(&root);
-            let is_v2 = cgroups.layout == Layout::V2;
-            if is_v2 != (version == Layout::V2) {
-                return None;
-            }
-            clear_leftovers(&cgroups);
-            let group = format!("{NAME}{}", std::process::id());
-            let folder = if is_v2 { root.join(&group) } else { root.join("freezer").join(&group) };
-            fs::create_dir(&folder).ok()?;
-            let work = "ulimit -t 20; while :; do :; done";
-            let child = Command::new("sh").args(["-c", work]).spawn().unwrap();
-            fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
-            Some(Self { cgroups, child, group })
-        }
-
-        /// Ticks of processor time it has used.
-        fn used(&self) -> u64 {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-            let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-        }
-
-        fn until(&self, what: &str, check: impl Fn(&Self) -> bool) {
-            let begin = Instant::now();
-            while !check(self) {
-                assert!(begin.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        }
-    }
-
-    impl Drop for Busy {
-        fn drop(&mut self) {
-            self.cgroups.kill_all(&self.group);
-            self.child.wait().unwrap();
-            self.cgroups.remove(&self.group).unwrap();
-        }
+    /// Ticks of processor time it has used.
+    fn used(inmate: &Inmate) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", inmate.child.id())).unwrap();
+        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
     fn freezes_thaws_and_ends(version: Layout) {
-        let Some(busy) = Busy::new(version) else {
+        let Some(busy) = busy(version) else {
             eprintln!("this machine has no control groups of {version} with a freezer");
             return;
         };
         let (cgroups, group) = (&busy.cgroups, busy.group.as_str());
         assert!(cgroups.can_freeze(group) && !cgroups.is_frozen(group).unwrap());
-        busy.until("it works", |busy| busy.used() > 0);
+        busy.until("it works", |busy| used(busy) > 0);
         cgroups.freeze(group).unwrap();
         busy.until("it is frozen", |busy| busy.cgroups.is_frozen(&busy.group).unwrap());
-        let before = busy.used();
+        let before = used(&busy);
         std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(busy.used(), before);
+        assert_eq!(used(&busy), before);
         cgroups.thaw(group).unwrap();
         assert!(!cgroups.is_frozen(group).unwrap());
-        busy.until("it works again", |busy| busy.used() > before);
+        busy.until("it works again", |busy| used(busy) > before);
         // Frozen once more: what is dropped now must end all the same.
         cgroups.freeze(group).unwrap();
         busy.until("it is frozen again", |busy| busy.cgroups.is_frozen(&busy.group).unwrap());

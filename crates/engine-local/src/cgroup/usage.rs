@@ -17,22 +17,29 @@ impl Cgroups {
     /// files). Nothing where the controllers are missing or the group is gone.
     pub(crate) fn usage(&self, group: &str) -> Option<GroupUsage> {
         let group = group.trim_start_matches('/');
-        let (cpu_seconds, used, inactive) = match self.layout {
+        let cpu_seconds = match self.layout {
             Layout::V2 => {
-                let folder = self.root.join(group);
-                let micros = field(&folder.join("cpu.stat"), "usage_usec")?;
-                let inactive = field(&folder.join("memory.stat"), "inactive_file");
-                (micros as f64 / 1e6, number(&folder.join("memory.current"))?, inactive)
+                field(&self.root.join(group).join("cpu.stat"), "usage_usec")? as f64 / 1e6
             }
             Layout::V1 | Layout::Hybrid => {
-                let nanos = number(&self.root.join("cpuacct").join(group).join("cpuacct.usage"))?;
-                let folder = self.root.join("memory").join(group);
-                let inactive = field(&folder.join("memory.stat"), "total_inactive_file");
-                (nanos as f64 / 1e9, number(&folder.join("memory.usage_in_bytes"))?, inactive)
+                number(&self.root.join("cpuacct").join(group).join("cpuacct.usage"))? as f64 / 1e9
             }
         };
-        let memory_bytes = used.saturating_sub(inactive.unwrap_or(0));
-        Some(GroupUsage { cpu_seconds, memory_bytes })
+        Some(GroupUsage { cpu_seconds, memory_bytes: self.memory(group)? })
+    }
+
+    /// The memory part of it.
+    pub(super) fn memory(&self, group: &str) -> Option<u64> {
+        let group = group.trim_start_matches('/');
+        let (folder, used, inactive) = match self.layout {
+            Layout::V2 => (self.root.join(group), "memory.current", "inactive_file"),
+            Layout::V1 | Layout::Hybrid => {
+                let folder = self.root.join("memory").join(group);
+                (folder, "memory.usage_in_bytes", "total_inactive_file")
+            }
+        };
+        let inactive = field(&folder.join("memory.stat"), inactive).unwrap_or(0);
+        Some(number(&folder.join(used))?.saturating_sub(inactive))
     }
 }
 
