@@ -19,18 +19,17 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use updraft_engine::{Endpoint, EngineError, Expect, FunctionEndpoints, ReplicaId, Revision};
-use updraft_model::{FunctionId, FunctionSpec};
+use updraft_model::FunctionId;
 
 use crate::exit::Exit;
 use crate::logs;
 use crate::record::{Durability, ExitRecord, FunctionRecord, GivenUp, RevisionRecord};
-use crate::replica::{self, Adopted, Failure, Replica, Report, Reports};
+use crate::replica::{self, Adopted, Failure, Missed, Replica, Report, Reports};
 use crate::shared::Shared;
 pub(crate) use desire::Wish;
 use plan::{Group, Plan, Standing};
 use rest::Rest;
 use trouble::Trouble;
-use view::with_platform_labels;
 pub(crate) use view::{FunctionState, MemberView, verdict};
 
 /// A roll-out is given up after so many replicas that ended by themselves.
@@ -64,6 +63,7 @@ pub(crate) fn spawn(
     id: FunctionId,
     record: Option<FunctionRecord>,
     adopted: Vec<Adopted>,
+    missed: &[Missed],
     publish: Publish,
 ) -> FunctionHandle {
     let (commands, inbox) = mpsc::channel(32);
@@ -81,12 +81,12 @@ pub(crate) fn spawn(
         rest: Rest::Awake { since: None },
         rest_over: Arc::default(),
         published: None,
-        specs: BTreeMap::new(),
         state,
         reports,
         publish,
     });
     controller.adopt(adopted);
+    controller.count_missed(missed);
     controller.reconcile();
     shared.tasks.spawn(controller.run(inbox, reported));
     FunctionHandle { commands, state: watched }
@@ -97,6 +97,8 @@ struct Member {
     replica: Replica,
     standing: Standing,
     endpoint: Option<Arc<Endpoint>>,
+    /// Why it takes no requests for now, though it did.
+    unready: Option<String>,
 }
 
 struct Controller {
@@ -110,8 +112,6 @@ struct Controller {
     /// Told when a request has ended the rest.
     rest_over: Arc<Notify>,
     published: Option<Arc<FunctionEndpoints>>,
-    /// One shared copy of each revision's spec in use.
-    specs: BTreeMap<Revision, Arc<FunctionSpec>>,
     state: watch::Sender<Option<FunctionState>>,
     reports: Reports,
     publish: Publish,
@@ -213,33 +213,35 @@ impl Controller {
     fn adopt(&mut self, adopted: Vec<Adopted>) {
         self.adopt_rest(&adopted);
         for adopted in adopted {
-            let Some(spec) = self.spec_of(adopted.record.revision) else { continue };
+            let Some(record) = self.revision(adopted.record.revision) else { continue };
+            let spec = Arc::clone(&record.spec);
             let id = adopted.id.clone();
             if self.is_frozen() {
                 // Nobody knows the replica yet, so nobody is on it.
                 let _ = adopted.load.pause_if_idle();
             }
+            let (ready, leaving) = (adopted.record.ready, adopted.record.leaving);
             // One that was ready is so from the first moment: no request waits for its task.
-            let endpoint = adopted.record.ready.then(|| Arc::new(adopted.endpoint()));
-            let standing = if endpoint.is_some() { Standing::Ready } else { Standing::Starting };
+            let endpoint = (ready && !leaving).then(|| Arc::new(adopted.endpoint()));
+            let standing = match endpoint {
+                _ if leaving => Standing::Leaving,
+                Some(_) => Standing::Ready,
+                None => Standing::Starting,
+            };
             let reports = self.reports.clone();
             let replica = replica::adopt(&self.shared, adopted, spec, reports);
-            self.members.insert(id, Member { replica, standing, endpoint });
+            if leaving {
+                replica.retire();
+            }
+            self.members.insert(id, Member { replica, standing, endpoint, unready: None });
         }
     }
 
-    fn spec_of(&mut self, revision: Revision) -> Option<Arc<FunctionSpec>> {
-        if let Some(spec) = self.specs.get(&revision) {
-            return Some(Arc::clone(spec));
-        }
+    /// What is desired of a revision that is not on its way out.
+    fn revision(&self, revision: Revision) -> Option<&RevisionRecord> {
         let desired = self.desired.as_ref()?;
-        let record = [Some(&desired.serving), desired.candidate.as_ref()]
-            .into_iter()
-            .flatten()
-            .find(|record| record.revision == revision)?;
-        let spec = Arc::new(with_platform_labels(record.spec.clone()));
-        self.specs.insert(revision, Arc::clone(&spec));
-        Some(spec)
+        let mut revisions = std::iter::once(&desired.serving).chain(&desired.candidate);
+        revisions.find(|record| record.revision == revision)
     }
 
     fn save(&self, durability: Durability) -> Result<(), EngineError> {
@@ -339,6 +341,17 @@ impl Controller {
                     self.note(revision, |record| !std::mem::replace(&mut record.proven, true));
                 }
             }
+            Report::Readiness(unready) => {
+                let Some(member) = self.members.get_mut(id) else { return };
+                member.standing = match (member.standing, &unready) {
+                    (Standing::Ready, Some(_)) => Standing::Unready,
+                    (Standing::Unready, None) => Standing::Ready,
+                    // It is on its way out.
+                    _ => return,
+                };
+                tracing::info!(replica = %id, ?unready, "readiness of a replica has changed");
+                member.unready = unready;
+            }
             Report::TooLate(failure) => {
                 let Some(member) = self.members.get_mut(id) else { return };
                 let was_counted = std::mem::replace(&mut member.standing, Standing::Leaving);
@@ -363,6 +376,20 @@ impl Controller {
                     self.count(id, member.replica.revision, failure);
                 }
             }
+        }
+    }
+
+    /// Counts what ended while Updraft was away. That holds no start back: how fast they followed
+    /// each other is not known.
+    fn count_missed(&mut self, missed: &[Missed]) {
+        let Some(desired) = &mut self.desired else { return };
+        for Missed { id, revision, failure, .. } in missed {
+            tracing::info!(replica = %id, reason = failure.reason, "replica failed");
+            desired.exits += 1;
+            desired.last_exit = Some(exit_record(id, *revision, failure));
+        }
+        if !missed.is_empty() {
+            self.save_behind();
         }
     }
 
@@ -496,13 +523,8 @@ impl Controller {
     }
 
     fn start(&mut self, revision: Revision) {
-        let Some(spec) = self.spec_of(revision) else { return };
-        let Some(desired) = &self.desired else { return };
-        let image = [Some(&desired.serving), desired.candidate.as_ref()]
-            .into_iter()
-            .flatten()
-            .find(|record| record.revision == revision)
-            .and_then(|record| record.image);
+        let Some(record) = self.revision(revision) else { return };
+        let (spec, image) = (Arc::clone(&record.spec), record.image);
         let options = &self.shared.options;
         let place = logs::folder(options, &self.id);
         let shared = &self.shared;
@@ -513,7 +535,7 @@ impl Controller {
         let replica = replica::start(shared, id.clone(), spec, revision, image, reports);
 
         let standing = Standing::Starting;
-        self.members.insert(id, Member { replica, standing, endpoint: None });
+        self.members.insert(id, Member { replica, standing, endpoint: None, unready: None });
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -37,11 +37,11 @@ use crate::network::{Neighbour, Network, group, name_servers};
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::private_mounts::{STAGE, make_stage};
 use crate::record::{Durability, FunctionRecord, RecordStore};
-use crate::replica::{Adopted, Failure};
+use crate::replica::{self, Adopted, Failure, Missed};
 use crate::runtime::Runtime;
 use crate::secrets::{Migrated, SecretStore};
 use crate::shared::Shared;
-use crate::stock::{lock, note_state_folder, private_folder, resolver_file, take_stock};
+use crate::stock::{Left, lock, note_state_folder, private_folder, resolver_file, take_stock};
 use crate::strays;
 use crate::tenants::{self, Tenants};
 
@@ -103,6 +103,7 @@ impl LocalEngine {
         options: LocalEngineOptions,
         images: Arc<dyn ImageSource>,
     ) -> Result<Self, OpenError> {
+        let begin = Instant::now();
         options.check()?;
         if !nix::unistd::geteuid().is_root() {
             return Err(OpenError::NotRoot);
@@ -202,8 +203,12 @@ impl LocalEngine {
             running: Mutex::default(),
             looked: logs::Looked::default(),
         });
-        for replica in left {
+        let mut missed = Vec::new();
+        for Left { id: replica, ended } in left {
             tracing::info!(%replica, "clearing away what is left of a replica");
+            if let Some(record) = ended {
+                missed.push(replica::missed(&shared, &replica, &record).await);
+            }
             launch::clear(&shared, &replica).await;
         }
         let table = Arc::new(watch::Sender::new(EndpointTable::default()));
@@ -219,8 +224,12 @@ impl LocalEngine {
             let (own, others) =
                 adopted.into_iter().partition(|adopted: &Adopted| adopted.record.function == id);
             adopted = others;
+            let (ended, others): (Vec<_>, Vec<_>) =
+                missed.into_iter().partition(|one: &Missed| one.function == id);
+            missed = others;
+            let publish = engine.publish();
             let handle =
-                controller::spawn(&engine.shared, id.clone(), Some(record), own, engine.publish());
+                controller::spawn(&engine.shared, id.clone(), Some(record), own, &ended, publish);
             engine.lock().insert(id, handle);
         }
         engine.shared.runtimes().for_each(Runtime::make_ahead);
@@ -231,6 +240,7 @@ impl LocalEngine {
             cgroups = engine.report.cgroups,
             subnet = engine.report.subnet,
             adopted = engine.report.adopted,
+            took = ?begin.elapsed(),
             "local engine is open"
         );
         for reason in &engine.report.degraded {
@@ -285,7 +295,8 @@ impl LocalEngine {
         {
             return handle.clone();
         }
-        let handle = controller::spawn(&self.shared, id.clone(), None, Vec::new(), self.publish());
+        let (none, publish) = (Vec::new(), self.publish());
+        let handle = controller::spawn(&self.shared, id.clone(), None, none, &[], publish);
         functions.insert(id.clone(), handle.clone());
         handle
     }

@@ -23,8 +23,13 @@ use crate::shared::Shared;
 /// Bounds of the steps of a start, in seconds.
 const STEPS: [f64; 11] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0];
 
-const STATES: [ReplicaState; 4] =
-    [ReplicaState::Starting, ReplicaState::Ready, ReplicaState::Frozen, ReplicaState::Leaving];
+const STATES: [ReplicaState; 5] = [
+    ReplicaState::Starting,
+    ReplicaState::Ready,
+    ReplicaState::Unready,
+    ReplicaState::Frozen,
+    ReplicaState::Leaving,
+];
 
 type Label = [(&'static str, &'static str); 1];
 

@@ -3,13 +3,15 @@
 //!
 //! A new replica is asked often, because somebody waits for it, until the answer is a success. A
 //! ready one is asked now and then while it is awake; several failures in a row mean that it hangs
-//! and is to be replaced. Who names a health path in the annotations gets what Kubernetes would
+//! and is to be replaced. Who says how to ask for readiness is asked that now and then too: one
+//! that is not ready any more gets no requests until it is, and is not replaced for it. Who names a health path in the annotations gets what Kubernetes would
 //! do. Where nobody did, the usual path is asked with more patience: it must have answered well
 //! once, and silence counts only while no request is under way, because a server that takes one
 //! request at a time is busy then and not dead.
 
 mod lock_file;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use updraft_engine::ReplicaLoad;
 use updraft_model::{FunctionSpec, annotations, parse_duration};
 
@@ -31,9 +34,15 @@ const DEFAULT_PATH: &str = "/_/health";
 /// How long one question to a new replica may take.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Pause after the first failed attempt; each next one is half as long again.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// Pause after a failed attempt: a tenth of the time waited so far, so that a start is found out
+/// late by no more than that, within these bounds.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a ready replica of a function that named a readiness path is asked whether it still
+/// is, and after how many failures it is not.
+const READY_PERIOD: Duration = Duration::from_secs(2);
+const READY_FAILURES: u32 = 3;
 
 /// Longest initial delay, period or timeout that a function may ask for.
 const LONGEST: Duration = Duration::from_mins(5);
@@ -63,13 +72,17 @@ enum Check {
     LockFile,
 }
 
-/// How a new replica is asked.
+/// How a replica is asked whether it takes requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Readiness {
     check: Check,
     delay: Duration,
     timeout: Duration,
     successes: u32,
+    /// How often one that was ready is asked again; never where the function named nothing that
+    /// would tell more than its health does.
+    period: Option<Duration>,
+    failures: u32,
 }
 
 /// How a ready replica is asked.
@@ -129,6 +142,11 @@ impl Probes {
             path => Check::Http(path.unwrap_or(DEFAULT_PATH).to_owned()),
         };
         let delay = time(annotations::HEALTH_INITIAL_DELAY);
+        let ready_path = path(annotations::READY_PATH);
+        let named = [annotations::READY_PERIOD, annotations::READY_FAILURES];
+        let is_watched = ready_path.is_some() || named.into_iter().any(|key| text(key).is_some());
+        let ready_period =
+            time(annotations::READY_PERIOD).unwrap_or(READY_PERIOD).max(SHORTEST_PERIOD);
         let asked = [
             annotations::HEALTH_PERIOD,
             annotations::HEALTH_TIMEOUT,
@@ -137,12 +155,14 @@ impl Probes {
         ];
         Self {
             ready: Readiness {
-                check: check(path(annotations::READY_PATH).or(health_path)),
+                check: check(ready_path.or(health_path)),
                 delay: time(annotations::READY_INITIAL_DELAY).or(delay).unwrap_or_default(),
                 timeout: time(annotations::READY_TIMEOUT)
                     .filter(|time| !time.is_zero())
                     .unwrap_or(READY_TIMEOUT),
                 successes: count(annotations::READY_SUCCESSES, 1),
+                period: is_watched.then_some(ready_period),
+                failures: count(annotations::READY_FAILURES, READY_FAILURES),
             },
             health: Health {
                 check: check(health_path),
@@ -166,7 +186,7 @@ impl Readiness {
         seen: &tokio::sync::watch::Sender<NotReady>,
     ) {
         tokio::time::sleep(self.delay).await;
-        let mut pause = FIRST_PAUSE;
+        let begin = Instant::now();
         let mut successes = 0;
         loop {
             match self.check.ask(asked, self.timeout).await {
@@ -181,8 +201,40 @@ impl Readiness {
                     seen.send_replace(answer);
                 }
             }
+            let pause = (begin.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
             tokio::time::sleep(pause).await;
-            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Asks a ready replica now and then whether it still is, for as long as it is polled, and
+    /// tells each change: why it is not, or nothing once it is again. What rests is not asked.
+    pub(crate) async fn watch(
+        &self,
+        asked: Asked,
+        load: &ReplicaLoad,
+        tell: impl Fn(Option<String>),
+    ) -> Infallible {
+        let Some(period) = self.period else { return std::future::pending().await };
+        let mut is_ready = true;
+        let mut others = 0;
+        loop {
+            tokio::time::sleep(period).await;
+            if load.is_paused() {
+                others = 0;
+                continue;
+            }
+            let answer = self.check.ask(asked, self.timeout).await;
+            // Frozen in the middle of the question: no answer is none.
+            if answer.is_ok() == is_ready || load.is_paused() {
+                others = 0;
+                continue;
+            }
+            others += 1;
+            if others >= if is_ready { self.failures } else { self.successes } {
+                is_ready = !is_ready;
+                others = 0;
+                tell(answer.err().map(|answer| self.check.explain(&answer)));
+            }
         }
     }
 
@@ -343,8 +395,16 @@ mod tests {
             ("com.openfaas.health.http.failureThreshold", "4"),
         ]);
         let seconds = Duration::from_secs;
-        let Readiness { delay, timeout, successes, .. } = own.ready;
-        assert_eq!((delay, timeout, successes), (seconds(4), seconds(2), 3));
+        let Readiness { delay, timeout, successes, period, .. } = own.ready;
+        assert_eq!((delay, timeout, successes, period), (seconds(4), seconds(2), 3, None));
+        let watched = |key, value| {
+            let Readiness { period, failures, .. } = probes(&[(key, value)]).ready;
+            (period, failures)
+        };
+        assert_eq!(watched(READY_PATH, "/r"), (Some(READY_PERIOD), READY_FAILURES));
+        assert_eq!(watched(annotations::READY_PERIOD, "0"), (Some(SHORTEST_PERIOD), 3));
+        assert_eq!(watched(annotations::READY_FAILURES, "7"), (Some(READY_PERIOD), 7));
+        assert_eq!(watched(READY_PATH, "no path").0, None);
         let Health { delay, period, timeout, failures, strict, .. } = own.health;
         assert_eq!((delay, period, timeout, failures), (seconds(5), seconds(2), seconds(1), 4));
         assert!(strict);
@@ -410,6 +470,29 @@ mod tests {
         let reason = health.until_unhealthy(asked, &load).await;
         serving.await.unwrap();
         assert!(reason.contains("500"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn each_change_of_readiness_is_told_once_and_a_rest_is_none() {
+        let answers = &["200 OK", "503 No", "200 OK", "503 No", "503 No", "500 No", "200 OK"];
+        let (asked, serving) = server(answers).await;
+        let load = Arc::new(ReplicaLoad::default());
+        let ready =
+            Readiness { period: Some(Duration::from_millis(1)), failures: 2, ..probes(&[]).ready };
+        assert!(load.pause_if_idle());
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let watching = tokio::spawn({
+            let load = Arc::clone(&load);
+            async move { ready.watch(asked, &load, |why| told.send(why).unwrap()).await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(heard.try_recv().is_err() && !serving.is_finished(), "it rests");
+        load.resume();
+        let why = heard.recv().await.unwrap().unwrap();
+        assert!(why.contains("503"), "{why}");
+        assert_eq!(heard.recv().await.unwrap(), None);
+        serving.await.unwrap();
+        watching.abort();
     }
 
     #[tokio::test]

@@ -8,12 +8,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use updraft_engine::{ReplicaExit, ReplicaId, Revision};
-use updraft_model::{Digest, EgressPolicy, FunctionId, FunctionSpec, SecretName, Tenant};
+use updraft_model::{Digest, EgressPolicy, FunctionId, FunctionSpec, SecretName, Tenant, labels};
 
 use crate::options::OpenError;
 
@@ -25,7 +26,9 @@ const VERSION: u32 = 2;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RevisionRecord {
     pub(crate) revision: Revision,
-    pub(crate) spec: FunctionSpec,
+    /// As clients see it: with the label that only the engine sets. Shared with whoever shows it,
+    /// because functions that sleep are many.
+    pub(crate) spec: Arc<FunctionSpec>,
     /// The image's content, once it was looked up; replicas of one revision share it.
     #[serde(default)]
     pub(crate) image: Option<Digest>,
@@ -65,6 +68,12 @@ pub(crate) struct FunctionRecord {
     /// How the newest of them ended.
     #[serde(default)]
     pub(crate) last_exit: Option<ExitRecord>,
+}
+
+/// The spec as clients see it: with the label that only the engine sets.
+pub(crate) fn with_platform_labels(mut spec: FunctionSpec) -> FunctionSpec {
+    spec.labels.insert(labels::FUNCTION.to_owned(), spec.id.name.as_str().to_owned());
+    spec
 }
 
 /// How a replica ended, as [`ReplicaExit`] has it.
@@ -192,6 +201,14 @@ impl RecordStore {
                     )));
                 }
                 record.version = VERSION;
+                let revisions = std::iter::once(&mut record.serving).chain(&mut record.candidate);
+                for revision in revisions {
+                    // Earlier Updrafts added it each time they showed a spec.
+                    if !revision.spec.labels.contains_key(labels::FUNCTION) {
+                        let spec = revision.spec.as_ref().clone();
+                        revision.spec = Arc::new(with_platform_labels(spec));
+                    }
+                }
                 all.push((record.serving.spec.id.clone(), record));
             }
         }
@@ -228,6 +245,9 @@ pub(crate) struct ReplicaRecord {
     /// When its start began.
     #[serde(default)]
     pub(crate) started_at: Option<Timestamp>,
+    /// It was told to end, or is about to be.
+    #[serde(default)]
+    pub(crate) leaving: bool,
 }
 
 impl ReplicaRecord {
@@ -252,6 +272,7 @@ impl ReplicaRecord {
             process: None,
             ready: false,
             started_at: Some(Timestamp::now()),
+            leaving: false,
         }
     }
 

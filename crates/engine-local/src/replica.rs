@@ -2,6 +2,7 @@
 
 mod life;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -12,14 +13,14 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use updraft_engine::{Endpoint, ReplicaId, ReplicaLoad, Revision};
-use updraft_model::{Digest, FunctionSpec};
+use updraft_model::{Digest, FunctionId, FunctionSpec};
 
 use crate::exit::{Exit, Process};
 use crate::launch::{self, Launched};
 use crate::logs;
 use crate::metrics::Cause;
 use crate::phases::Phases;
-use crate::probe::{Asked, NotReady, PORT, Probes};
+use crate::probe::{Asked, NotReady, PORT, Probes, Readiness};
 use crate::record::ReplicaRecord;
 use crate::secrets::Copies;
 use crate::shared::{Running, Shared};
@@ -54,6 +55,8 @@ pub(crate) enum Report {
     Image(Revision, Digest),
     /// It takes requests.
     Ready(Arc<Endpoint>),
+    /// It was ready and is not for now, or is again: then there is no reason.
+    Readiness(Option<String>),
     /// It did not become ready in time and is about to end.
     TooLate(Failure),
     /// It was ready, answers no more and is about to end.
@@ -245,6 +248,9 @@ impl Task {
         };
         let mut unhealthy: Pin<Box<dyn Future<Output = String> + Send>> =
             Box::pin(std::future::pending());
+        // It says itself what changes, and never ends.
+        let mut watched: Pin<Box<dyn Future<Output = Infallible> + Send>> =
+            Box::pin(std::future::pending());
         let mut drained: Pin<Box<dyn Future<Output = usize> + Send>> =
             Box::pin(std::future::pending());
         let mut deadline = begin + options.ready_limit;
@@ -261,6 +267,7 @@ impl Task {
                     sickness = Some(reason);
                     Event::Unhealthy
                 }
+                never = &mut watched, if life == Life::Ready => match never {},
                 _ = &mut drained, if life == Life::Draining => Event::Drained,
                 // An error is no order: the function's task has let go because Updraft stops.
                 Ok(_) = self.retire.wait_for(|retired| *retired),
@@ -303,10 +310,12 @@ impl Task {
                     self.report(Report::Ready(Arc::new(endpoint)));
                     record.ready = true;
                     self.note(&record);
-                    let (health, load) = (probes.health.clone(), Arc::clone(&load));
-                    unhealthy = Box::pin(async move { health.until_unhealthy(asked, &load).await });
+                    let (health, door) = (probes.health.clone(), Arc::clone(&load));
+                    unhealthy = Box::pin(async move { health.until_unhealthy(asked, &door).await });
+                    watched = Box::pin(self.watch(probes.ready.clone(), asked));
                 }
                 Some(Effect::Drain) => {
+                    self.note_leaving(&mut record);
                     // A call that may take longer than others is let end.
                     let limit = options.drain_limit.max(self.spec.timeout().unwrap_or_default());
                     let load = Arc::clone(&load);
@@ -314,6 +323,7 @@ impl Task {
                 }
                 Some(Effect::Terminate) => {
                     load.close();
+                    self.note_leaving(&mut record);
                     process.terminate();
                     self.thaw();
                     deadline = Instant::now() + options.stop_grace;
@@ -365,6 +375,26 @@ impl Task {
         self.shared.running().remove(&self.id);
     }
 
+    /// Tells when a ready replica is not ready any more, and when it is again.
+    fn watch(
+        &self,
+        probe: Readiness,
+        asked: Asked,
+    ) -> impl Future<Output = Infallible> + Send + use<> {
+        let (id, load, reports) = (self.id.clone(), Arc::clone(&self.load), self.reports.clone());
+        async move {
+            let tell = |why| drop(reports.send(Box::new((id.clone(), Report::Readiness(why)))));
+            probe.watch(asked, &load, tell).await
+        }
+    }
+
+    /// Notes that its end is wanted: should Updraft be away by then, it is no failure.
+    fn note_leaving(&self, record: &mut ReplicaRecord) {
+        if !std::mem::replace(&mut record.leaving, true) {
+            self.note(record);
+        }
+    }
+
     fn note(&self, record: &ReplicaRecord) {
         let folder: PathBuf = self.shared.options.replica_folder().join(self.id.as_str());
         if let Err(error) = record.save(&folder) {
@@ -374,23 +404,52 @@ impl Task {
 
     /// Why it ended, asked while its cgroup is still there.
     async fn post_mortem(&self, exit: Exit) -> Failure {
-        let group = self.shared.groups.of(self.id.as_str());
-        let out_of_memory = self.shared.runtime.cgroups.memory_kills(&group) > 0;
-        let reason = if out_of_memory {
-            "replica ran out of memory and was killed, raise `limits.memory` or use less".to_owned()
-        } else {
-            format!("replica {exit}")
-        };
-        self.shared.metrics.ended(match exit {
-            _ if out_of_memory => Cause::Memory,
-            Exit::Code(_) => Cause::Code,
-            Exit::Signal(_) => Cause::Signal,
-            Exit::Unknown => Cause::Unknown,
-        });
-        Failure { reason, log_tail: self.log_tail().await, exit, out_of_memory }
+        post_mortem(&self.shared, &self.id, &self.spec.id, exit, "").await
     }
 
     async fn log_tail(&self) -> Vec<String> {
         logs::tail(&self.shared.options, &self.spec.id, &self.id, TAIL_LINES).await
     }
+}
+
+/// Why a replica ended; `when` goes behind the reason.
+async fn post_mortem(
+    shared: &Shared,
+    id: &ReplicaId,
+    function: &FunctionId,
+    exit: Exit,
+    when: &str,
+) -> Failure {
+    let group = shared.groups.of(id.as_str());
+    let out_of_memory = shared.runtime.cgroups.memory_kills(&group) > 0;
+    let reason = if out_of_memory {
+        format!("replica ran out of memory and was killed{when}, raise `limits.memory` or use less")
+    } else {
+        format!("replica {exit}{when}")
+    };
+    shared.metrics.ended(match exit {
+        _ if out_of_memory => Cause::Memory,
+        Exit::Code(_) => Cause::Code,
+        Exit::Signal(_) => Cause::Signal,
+        Exit::Unknown => Cause::Unknown,
+    });
+    let log_tail = logs::tail(&shared.options, function, id, TAIL_LINES).await;
+    Failure { reason, log_tail, exit, out_of_memory }
+}
+
+/// A replica that ended by itself while Updraft was away.
+#[derive(Debug)]
+pub(crate) struct Missed {
+    pub(crate) id: ReplicaId,
+    pub(crate) function: FunctionId,
+    pub(crate) revision: Revision,
+    pub(crate) failure: Failure,
+}
+
+/// Says how a replica ended that nobody watched, asked while its cgroup is still there.
+pub(crate) async fn missed(shared: &Shared, id: &ReplicaId, record: &ReplicaRecord) -> Missed {
+    let function = record.function.clone();
+    let when = " while Updraft was away";
+    let failure = post_mortem(shared, id, &function, Exit::Unknown, when).await;
+    Missed { id: id.clone(), function, revision: record.revision, failure }
 }

@@ -52,28 +52,37 @@ pub(crate) fn resolver_file() -> String {
         .unwrap_or_default()
 }
 
+/// What is left of a replica of an earlier run.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) id: ReplicaId,
+    /// It ran and was wanted when Updraft went away: its end is news.
+    pub(crate) ended: Option<ReplicaRecord>,
+}
+
 /// Sorts the replicas of earlier runs: those that run and are wanted, and the others.
 pub(crate) fn take_stock(
     options: &LocalEngineOptions,
     boot: &str,
     stored: &[(FunctionId, FunctionRecord)],
-) -> Result<(Vec<Adopted>, Vec<ReplicaId>), OpenError> {
+) -> Result<(Vec<Adopted>, Vec<Left>), OpenError> {
     let mut adopted = Vec::new();
     let mut left = Vec::new();
     for folder in folder_entries(&options.replica_folder())? {
         let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { continue };
         let id = ReplicaId::new(id);
-        let goes_on = ReplicaRecord::load(&folder)
+        let wanted = ReplicaRecord::load(&folder)
             .filter(|record| record.boot == boot && is_wanted(record, stored))
-            .and_then(|record| {
-                let (pid, started) = record.process?;
-                Some((Process::adopt(pid, started)?, record))
-            });
-        match goes_on {
-            Some((process, record)) => {
+            .and_then(|record| Some((record.process?, record)));
+        let Some(((pid, started), record)) = wanted else {
+            left.push(Left { id, ended: None });
+            continue;
+        };
+        match Process::adopt(pid, started) {
+            Some(process) => {
                 adopted.push(Adopted { id, record, process, load: Arc::default() });
             }
-            None => left.push(id),
+            None => left.push(Left { id, ended: Some(record).filter(|record| !record.leaving) }),
         }
     }
     Ok((adopted, left))

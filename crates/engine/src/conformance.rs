@@ -205,6 +205,7 @@ macro_rules! engine_conformance {
                 replicas_are_told_one_by_one,
                 a_replica_that_hangs_is_replaced,
                 readiness_waits_for_the_path_that_was_asked_for,
+                a_replica_that_is_not_ready_any_more_gets_no_requests_until_it_is,
                 a_lock_file_tells_readiness_and_health,
                 an_engine_tells_what_it_found,
             ]

@@ -105,6 +105,8 @@ pub enum ReplicaState {
     Starting,
     /// It takes requests.
     Ready,
+    /// It was ready and says that it is not for now; it gets no requests until it is again.
+    Unready,
     /// It keeps its memory, uses no processor and is thawed by a request.
     Frozen,
     /// It ends the requests it has, or was told to end.
@@ -112,11 +114,12 @@ pub enum ReplicaState {
 }
 
 impl ReplicaState {
-    /// The word for it: `starting`, `ready`, `frozen` or `leaving`.
+    /// The word for it: `starting`, `ready`, `unready`, `frozen` or `leaving`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Unready => "unready",
             Self::Frozen => "frozen",
             Self::Leaving => "leaving",
         }

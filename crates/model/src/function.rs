@@ -72,6 +72,10 @@ pub mod annotations {
     pub const READY_TIMEOUT: &str = "com.openfaas.ready.http.timeoutSeconds";
     /// How many good answers in a row make a replica ready.
     pub const READY_SUCCESSES: &str = "com.openfaas.ready.http.successThreshold";
+    /// Seconds between two looks at whether a ready replica still is.
+    pub const READY_PERIOD: &str = "com.openfaas.ready.http.periodSeconds";
+    /// How many of them must fail in a row for it to get no more calls until it is ready again.
+    pub const READY_FAILURES: &str = "com.openfaas.ready.http.failureThreshold";
     /// How replicas are probed: `http` (the default), or `lock` for the watchdog's lock file.
     pub const PROBE: &str = "updraft.probe";
     /// Web address of the repository a push came from.

@@ -32,7 +32,7 @@ pub struct FunctionReplicas {
 pub struct ReplicaDetail {
     /// The engine's name for it; log lines carry it.
     pub name: String,
-    /// `starting`, `ready`, `frozen` or `leaving`.
+    /// `starting`, `ready`, `unready`, `frozen` or `leaving`.
     pub state: String,
     /// The revision of the function that it runs, counted by the engine.
     pub revision: u64,

@@ -1,12 +1,13 @@
 //! What is desired once a spec is applied: a pure function of what was desired before.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use updraft_engine::{Revision, Wake};
 use updraft_model::{Digest, FunctionSpec, SecretName};
 
-use crate::record::{FunctionRecord, RevisionRecord};
+use crate::record::{FunctionRecord, RevisionRecord, with_platform_labels};
 
 /// What a caller wants of a function.
 #[derive(Debug, Clone)]
@@ -31,6 +32,7 @@ pub(super) fn applied(
 ) -> FunctionRecord {
     let Wish { spec, wake, image, secrets } = wish;
     let minimum = spec.scale_min();
+    let spec = Arc::new(with_platform_labels(spec));
     let record = |revision| RevisionRecord { revision, spec, image, secrets, proven: false };
     let Some(before) = before else {
         return FunctionRecord::new(record(Revision(1)), minimum, now);

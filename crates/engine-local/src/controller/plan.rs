@@ -9,6 +9,8 @@ pub(crate) enum Standing {
     Starting,
     /// Takes requests.
     Ready,
+    /// Was ready and is not for now: counted as one that is there, and given no requests.
+    Unready,
     /// On its way out; not counted any more.
     Leaving,
 }
@@ -114,6 +116,19 @@ mod tests {
         ];
         assert_eq!(plan(group(1, 1), None, &three).retire, ids(&["young", "idle"]));
         assert_eq!(plan(group(1, 0), None, &three).retire.len(), 3);
+    }
+
+    #[test]
+    fn one_that_is_not_ready_for_now_is_not_replaced_and_goes_before_ready_ones() {
+        let mut two =
+            [member("idle", 1, Standing::Ready, 0), member("moody", 1, Standing::Unready, 9)];
+        assert_eq!(plan(group(1, 2), None, &two), Plan::default());
+        assert_eq!(plan(group(1, 1), None, &two).retire, ids(&["moody"]));
+        // Nor does it prove a new revision.
+        for one in &mut two {
+            one.revision = Revision(2);
+        }
+        assert!(!plan(group(1, 0), Some(group(2, 2)), &two).promote);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use updraft_engine::{
     Availability, EngineError, FunctionEndpoints, FunctionStatus, ReplicaExit, ReplicaId,
     ReplicaLoad, ReplicaState, Revision, Trouble,
 };
-use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName, labels};
+use updraft_model::{Digest, FunctionId, FunctionSpec, SecretName};
 
 use super::Controller;
 use super::plan::Standing;
@@ -90,7 +90,7 @@ impl Controller {
     pub(super) fn tell(&mut self) {
         let Some(desired) = self.desired.clone() else { return };
         let serving = desired.serving.revision;
-        let Some(spec) = self.spec_of(serving) else { return };
+        let spec = Arc::clone(&desired.serving.spec);
         let ready: Vec<_> = self.ready(serving).cloned().collect();
         let ready_count = ready.len();
         let message = self.message(&desired);
@@ -120,11 +120,10 @@ impl Controller {
             .values()
             .filter(|member| member.standing == Standing::Leaving)
             .for_each(|member| member.replica.load.close());
-        let shown = desired.shown().revision;
-        let Some(spec) = self.spec_of(shown) else { return };
+        let shown = desired.shown();
         let status = Shown {
-            spec,
-            revision: shown,
+            spec: Arc::clone(&shown.spec),
+            revision: shown.revision,
             replicas: desired.replicas,
             available_replicas: u32::try_from(ready_count).unwrap_or(u32::MAX),
             created_at: desired.created_at,
@@ -140,6 +139,7 @@ impl Controller {
                 Standing::Starting => ReplicaState::Starting,
                 Standing::Ready if frozen => ReplicaState::Frozen,
                 Standing::Ready => ReplicaState::Ready,
+                Standing::Unready => ReplicaState::Unready,
                 Standing::Leaving => ReplicaState::Leaving,
             },
             address: member.endpoint.as_ref().map(|endpoint| endpoint.address),
@@ -147,12 +147,6 @@ impl Controller {
             load: Arc::clone(&member.replica.load),
         });
         let views: Arc<[MemberView]> = views.collect();
-        let members = &self.members;
-        self.specs.retain(|revision, _| {
-            *revision == serving
-                || *revision == shown
-                || members.values().any(|member| member.replica.revision == *revision)
-        });
         self.state.send_replace(Some(FunctionState {
             shown: Arc::new(status),
             secrets: Arc::new(desired.shown().secrets.clone()),
@@ -185,11 +179,17 @@ impl Controller {
             let (last, next) = (last.unwrap_or_default(), next.unwrap_or_default());
             return Some(format!("{}{times}{last}{next}", failure.reason));
         }
-        let given_up = desired.given_up.as_ref()?;
-        Some(format!(
-            "revision {} was given up and revision {} goes on: {}",
-            given_up.revision.0, desired.serving.revision.0, given_up.reason
-        ))
+        if let Some(given_up) = &desired.given_up {
+            return Some(format!(
+                "revision {} was given up and revision {} goes on: {}",
+                given_up.revision.0, desired.serving.revision.0, given_up.reason
+            ));
+        }
+        let mut unready = self.members.values().filter_map(|member| member.unready.as_deref());
+        let first = unready.next()?;
+        let count = unready.count() + 1;
+        let replicas = if count == 1 { "replica gets" } else { "replicas get" };
+        Some(format!("{count} {replicas} no calls until ready again: {first}"))
     }
 }
 
@@ -237,10 +237,4 @@ fn same(one: &FunctionEndpoints, other: &FunctionEndpoints) -> bool {
             }
             _ => false,
         }
-}
-
-/// The spec as clients see it: with the label that only the engine sets.
-pub(super) fn with_platform_labels(mut spec: FunctionSpec) -> FunctionSpec {
-    spec.labels.insert(labels::FUNCTION.to_owned(), spec.id.name.as_str().to_owned());
-    spec
 }

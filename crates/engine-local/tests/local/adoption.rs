@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use updraft_engine::{Availability, Engine, ReplicaId, Wake};
 use updraft_engine_local::{LocalEngine, OpenError, RuntimeChoice};
-use updraft_model::{FunctionId, FunctionSpec};
+use updraft_model::{FunctionId, FunctionSpec, ResourceSet};
 
 use crate::harness::{Instance, answer, app, until};
 
@@ -102,8 +102,72 @@ async fn what_ended_while_updraft_was_away_is_started_again_and_what_sleeps_slee
     until_ready(&engine, &awake.id, 1).await;
     assert_ne!(replicas(&engine, &awake.id), before);
     assert!(!cut_off.exists());
+    // The end that nobody saw is counted and told; what was cut off never ran.
+    let status = engine.get(&awake.id).await.unwrap().unwrap();
+    let exit = status.last_exit.unwrap();
+    assert_eq!((status.restarts, &exit.replica), (1, &before[0]));
+    assert!(exit.reason.contains("while Updraft was away"), "{}", exit.reason);
+    assert_eq!(exit.log_tail, ["conformance app starts"]);
+    assert_eq!((exit.code, exit.signal, exit.out_of_memory), (None, None, false));
     let status = engine.get(&asleep.id).await.unwrap().unwrap();
     assert_eq!((status.replicas, status.available_replicas), (0, 0));
+    close(engine).await;
+    instance.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ran_out_of_memory_while_updraft_was_away_is_told_so() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let mut spec = spec("glutton");
+    let memory = Some("32Mi".parse().unwrap());
+    spec.limits = Some(ResourceSet { memory, ..ResourceSet::default() });
+    deploy(&engine, &spec, 1).await;
+    let before = replicas(&engine, &spec.id);
+    let address = engine.endpoints().borrow()[&spec.id].ready[0].address;
+    let pid = note_of(&instance, &before[0])["process"][0].as_i64().unwrap();
+    close(engine).await;
+    // The connection breaks when the kernel ends the function.
+    let asked = tokio::spawn(crate::harness::answer(address, "/memory/256"));
+    asked.await.unwrap_err();
+    until("it has ended", || async { has_ended(pid) }).await;
+    let engine = instance.open().await;
+    until_ready(&engine, &spec.id, 1).await;
+    let status = engine.get(&spec.id).await.unwrap().unwrap();
+    let exit = status.last_exit.unwrap();
+    assert_eq!((status.restarts, &exit.replica), (1, &before[0]));
+    assert!(exit.out_of_memory && exit.reason.contains("memory"), "{exit:?}");
+    close(engine).await;
+    instance.destroy().await;
+}
+
+/// Gone, or a leftover that nobody has waited for yet.
+fn has_ended(pid: i64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_to_end_when_updraft_was_killed_ends_without_being_counted() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let spec = spec("outgoing");
+    deploy(&engine, &spec, 2).await;
+    // A lease holds it on its way out until Updraft is gone.
+    let ready = engine.endpoints().borrow()[&spec.id].ready.clone();
+    let leases: Vec<_> = ready.iter().map(|one| one.load.lease().unwrap()).collect();
+    engine.scale(&spec.id, 1).await.unwrap();
+    until_ready(&engine, &spec.id, 1).await;
+    let left = replicas(&engine, &spec.id);
+    let gone = ready.iter().find(|one| one.replica != left[0]).unwrap().replica.clone();
+    until("that is noted", || async { note_of(&instance, &gone)["leaving"] == true }).await;
+    close(engine).await;
+    drop(leases);
+    let engine = instance.open().await;
+    assert_eq!(replicas(&engine, &spec.id), left);
+    until_gone(&engine, &spec.id, &gone).await;
+    let status = engine.get(&spec.id).await.unwrap().unwrap();
+    assert_eq!((status.restarts, status.available_replicas), (0, 1));
     close(engine).await;
     instance.destroy().await;
 }

@@ -171,6 +171,37 @@ pub async fn readiness_waits_for_the_path_that_was_asked_for<H: Harness>(judge: 
     engine.wait_ready(&warm.id, revision, PATIENCE).await.unwrap();
 }
 
+/// Readiness is no matter of the start alone, where a function says how to ask for it.
+pub async fn a_replica_that_is_not_ready_any_more_gets_no_requests_until_it_is<H: Harness>(
+    judge: Arc<Judge<H>>,
+) {
+    let engine = judge.engine();
+    let spec = annotated(
+        with_environment(judge.spec("moody"), &[("lock_file", "here")]),
+        &[
+            (annotations::READY_PATH, "/read/tmp/.lock"),
+            (annotations::READY_PERIOD, "1"),
+            (annotations::READY_FAILURES, "2"),
+        ],
+    );
+    judge.deploy(&spec).await;
+    let before = judge.first_replica(&spec.id);
+    let address = engine.endpoints().borrow()[&spec.id].ready[0].address;
+    judge.body(&spec.id, "/remove/tmp/.lock").await;
+    judge.until_ready(&spec.id, 0).await;
+    let told = engine.replicas(&spec.id).await.unwrap();
+    assert_eq!((told.len(), told[0].state), (1, ReplicaState::Unready));
+    let message = judge.status(&spec.id).await.message.expect("it says what is wrong");
+    assert!(message.contains("/read/tmp/.lock"), "{message}");
+    // Ready again, it is the same one: nothing was replaced.
+    assert_eq!(Judge::<H>::request(address, "/write/tmp/.lock").await.unwrap().status, 200);
+    judge.until_ready(&spec.id, 1).await;
+    assert_eq!(judge.first_replica(&spec.id), before);
+    assert_eq!(judge.body(&spec.id, "/").await, "hello");
+    let status = judge.status(&spec.id).await;
+    assert_eq!((status.restarts, status.message), (0, None));
+}
+
 /// The watchdog's lock file takes the place of HTTP where a function says so.
 pub async fn a_lock_file_tells_readiness_and_health<H: Harness>(judge: Arc<Judge<H>>) {
     let engine = judge.engine();
