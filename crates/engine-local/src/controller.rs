@@ -14,6 +14,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -34,6 +35,10 @@ pub(crate) use view::{FunctionState, MemberView, verdict};
 
 /// A roll-out is given up after so many replicas that ended by themselves.
 const CANDIDATE_FAILURES: u32 = 3;
+
+/// How much later than a request the table hears of the thaw; until then others find the doors
+/// open by themselves.
+const AFTER_THAW: Duration = Duration::from_millis(2);
 
 /// What a function is asked to do.
 #[derive(Debug)]
@@ -145,6 +150,8 @@ impl Controller {
                     continue;
                 }
                 () = rest_over.notified() => {
+                    // The request that ended it needs the processors now, and nothing of this.
+                    tokio::time::sleep(AFTER_THAW).await;
                     self.settle();
                     continue;
                 }

@@ -151,6 +151,9 @@ impl LocalEngine {
         degraded.extend(network_degraded);
         // The trial container has left the instance's own group, as replicas will.
         let can_freeze = runtime.cgroups.can_freeze(&options.cgroup());
+        if can_freeze && let Err(error) = runtime.cgroups.keep_one_frozen(&options.cgroup()) {
+            tracing::debug!(%error, "thaws take a little longer than they could");
+        }
         let can_measure = runtime.cgroups.usage(&options.cgroup()).is_some();
         let can_reclaim = can_freeze && runtime.cgroups.can_reclaim(&options.cgroup());
         if !can_freeze {
