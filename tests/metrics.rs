@@ -1,5 +1,5 @@
 //! The numbers of a running cloud: that they have the names, types and labels that OpenFaaS boards
-//! and rules ask for, and that ours in `deploy/` ask for nothing else.
+//! and rules ask for, that ours in `deploy/` ask for nothing else, and that the guide tells of all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -237,6 +237,24 @@ async fn the_board_and_the_rules_ask_for_numbers_that_are_served() {
             assert!(known(&name), "`{name}` in `{expression}` is not served");
         }
     }
+}
+
+#[tokio::test]
+async fn every_number_that_is_served_is_in_the_guide() {
+    let (cloud, _) = cloud_with_a_called_function().await;
+    let scraped = scrape_all(&cloud).await;
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let guide = fs::read_to_string(guide).expect("the guide is there");
+    let told: BTreeSet<&str> = guide.split('`').skip(1).step_by(2).collect();
+    assert!(scraped.types.len() > 40, "{}", scraped.text);
+    let untold: Vec<&String> = scraped
+        .types
+        .keys()
+        .filter(|family| {
+            !told.contains(family.as_str()) && !told.contains(&*format!("{family}_total"))
+        })
+        .collect();
+    assert!(untold.is_empty(), "{untold:?}");
 }
 
 fn deploy(path: &str) -> PathBuf {

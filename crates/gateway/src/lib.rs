@@ -31,7 +31,7 @@ use updraft_scaler::Scaler;
 pub use proxy::AuthProxy;
 pub use requests::RequestMetrics;
 pub use route::{Access, Route, routes};
-pub use service::{ServiceUrl, ServiceUrlError};
+pub use service::{OpenServiceError, Service, ServiceError, ServiceUrl, ServiceUrlError};
 
 /// The `OpenAPI` 3.1 document of every route, as `/system/openapi.json` serves it.
 pub const OPENAPI: &str = include_str!("../openapi.json");
@@ -43,7 +43,7 @@ pub trait InvocationCounts: Send + Sync + fmt::Debug + 'static {
 }
 
 /// What the routes of the administrator ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Authentication {
     /// The administrator's password.
     Password,
@@ -65,7 +65,7 @@ pub struct GatewayParts {
     /// Whether that is asked.
     pub authentication: Authentication,
     /// Who is asked for logs in place of the engine, where somebody is.
-    pub logs_provider: Option<ServiceUrl>,
+    pub logs_provider: Option<Service>,
     /// Where requests are counted.
     pub requests: RequestMetrics,
     /// Updraft's own version, for `/system/info`.

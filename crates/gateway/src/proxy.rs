@@ -15,7 +15,7 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 
 use crate::answer::Failure;
-use crate::service::{ServiceError, ServiceUrl, end_to_end};
+use crate::service::{Service, ServiceError, end_to_end};
 
 /// How long the service may take for its whole answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,10 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const REFUSAL_LIMIT: usize = 256 << 10;
 
 /// Who is asked, and what about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct AuthProxy {
-    /// Where the service is.
-    pub url: ServiceUrl,
+    /// The service.
+    pub service: Service,
     /// Whether it is sent the caller's body too.
     pub pass_body: bool,
 }
@@ -43,7 +43,7 @@ impl AuthProxy {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
         };
-        let service = self.url.authority();
+        let service = self.service.authority();
         tracing::error!(service, error = unanswered, "cannot ask who may come in");
         let text = "the authentication service could not be asked";
         Err(Failure::new(StatusCode::BAD_GATEWAY, text).into_response())
@@ -55,8 +55,8 @@ impl AuthProxy {
         headers: &HeaderMap,
         body: Bytes,
     ) -> Result<Option<Response>, ServiceError> {
-        let target = self.url.target().clone();
-        let (answer, _connection) = self.url.get(target, headers.clone(), Full::new(body)).await?;
+        let (target, body) = (self.service.target().clone(), Full::new(body));
+        let (answer, _connection) = self.service.get(target, headers.clone(), body).await?;
         let (head, body) = answer.into_parts();
         if head.status == StatusCode::OK {
             return Ok(None);

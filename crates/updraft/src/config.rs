@@ -8,7 +8,7 @@ mod nats;
 mod queue;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -191,6 +191,8 @@ pub(crate) struct GatewayConfig {
     /// Who is asked what functions wrote, in place of the engine.
     #[serde(deserialize_with = "service")]
     pub(crate) logs_provider_url: Option<ServiceUrl>,
+    /// Certificates that these two may show beside those the system believes.
+    pub(crate) service_roots: Option<PathBuf>,
 }
 
 impl Default for GatewayConfig {
@@ -200,6 +202,7 @@ impl Default for GatewayConfig {
             auth_proxy_url: None,
             auth_proxy_pass_body: false,
             logs_provider_url: None,
+            service_roots: None,
         }
     }
 }
@@ -485,13 +488,13 @@ mod tests {
         let gateway = |text: &str| parsed(&format!("[gateway]\n{text}")).map(|file| file.gateway);
         let asked = gateway(
             "auth_proxy_url = 'http://127.0.0.1:8090/validate'\nauth_proxy_pass_body = true\n\
-             logs_provider_url = 'http://127.0.0.1:9191'",
+             logs_provider_url = 'https://logs.example'",
         )
         .unwrap();
         assert!(asked.auth_proxy_pass_body && asked.logs_provider_url.is_some());
         assert_eq!(checked("127.0.0.1:8080", asked), Ok(()));
-        let wrong = gateway("logs_provider_url = 'https://logs.example'").unwrap_err().to_string();
-        assert!(wrong.contains("https://logs.example") && wrong.contains("line 2"), "{wrong}");
+        let wrong = gateway("logs_provider_url = 'ftp://logs.example'").unwrap_err().to_string();
+        assert!(wrong.contains("ftp://logs.example") && wrong.contains("line 2"), "{wrong}");
         let nobody = gateway("auth_proxy_pass_body = true").unwrap();
         let refusal = checked("127.0.0.1:8080", nobody).unwrap_err();
         assert!(refusal.contains("gateway.auth_proxy_url"), "{refusal}");

@@ -21,7 +21,9 @@ use updraft_builder::{BuildLimits, BuildPolicy, BuildahBuilder, Builder};
 use updraft_edge::{Edge, EdgeLimits, EdgeParts, Inside};
 use updraft_engine::{Engine, Version};
 use updraft_engine_local::{LocalEngine, LocalEngineOptions};
-use updraft_gateway::{AuthProxy, Authentication, GatewayParts, InvocationCounts, RequestMetrics};
+use updraft_gateway::{
+    AuthProxy, Authentication, GatewayParts, InvocationCounts, RequestMetrics, Service, ServiceUrl,
+};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{CpuQuantity, FunctionId, FunctionName, FunctionSpec, OwnerName, ResourceSet};
 use updraft_pipeline::{
@@ -43,7 +45,7 @@ use updraft_store::access::Access;
 
 use crate::cli::{Global, Up};
 use crate::command::{self, images};
-use crate::config::{Config, QueueBackend};
+use crate::config::{Config, GatewayConfig, QueueBackend};
 use crate::data_dir::{DataDir, ServerRecord};
 use crate::key_ring;
 use crate::output::Output;
@@ -328,8 +330,8 @@ impl Cloud {
             queue: Arc::clone(&queue),
             invocations: Arc::new(Counted(Arc::clone(&invoker))),
             access: access.clone(),
-            authentication: authentication(config),
-            logs_provider: config.gateway.logs_provider_url.clone(),
+            authentication: authentication(&config.gateway)?,
+            logs_provider: service(config.gateway.logs_provider_url.as_ref(), &config.gateway)?,
             requests,
             version: version.clone(),
             system_url: format!("http://system.{}:{}", config.root.as_str(), address.port()),
@@ -532,15 +534,20 @@ fn mistakes(
 }
 
 /// What the administrator's routes of the gateway ask for.
-fn authentication(config: &Config) -> Authentication {
-    match &config.gateway.auth_proxy_url {
-        Some(url) => Authentication::Proxy(AuthProxy {
-            url: url.clone(),
-            pass_body: config.gateway.auth_proxy_pass_body,
-        }),
-        None if config.gateway.authentication => Authentication::Password,
+fn authentication(config: &GatewayConfig) -> Result<Authentication> {
+    Ok(match service(config.auth_proxy_url.as_ref(), config)? {
+        Some(service) => {
+            Authentication::Proxy(AuthProxy { service, pass_body: config.auth_proxy_pass_body })
+        }
+        None if config.authentication => Authentication::Password,
         None => Authentication::Off,
-    }
+    })
+}
+
+/// A service that the gateway asks, where the configuration names one.
+fn service(url: Option<&ServiceUrl>, config: &GatewayConfig) -> Result<Option<Service>> {
+    let open = |url: &ServiceUrl| Service::open(url.clone(), config.service_roots.as_deref());
+    url.map(open).transpose().context("a service in the configuration's [gateway] cannot be asked")
 }
 
 /// The scaler's options; everything in the configuration has the same name.

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::IntoResponse;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use tower::ServiceExt;
-use updraft_gateway::{Access, AuthProxy, Authentication, ServiceUrl, routes};
+use updraft_gateway::{Access, AuthProxy, Authentication, Service, routes};
 
 use crate::harness::{ADMIN, Gateway};
 
@@ -48,12 +48,12 @@ async fn without_authentication_everybody_is_the_administrator_but_no_web_page()
 /// What such a service was asked: method, headers and body.
 type Asked = Arc<Mutex<Vec<(Method, HeaderMap, String)>>>;
 
-fn proxy(url: ServiceUrl) -> Authentication {
-    Authentication::Proxy(AuthProxy { url, pass_body: false })
+fn proxy(service: Service) -> Authentication {
+    Authentication::Proxy(AuthProxy { service, pass_body: false })
 }
 
 /// A service that knows who may come in, and what it was asked.
-async fn service() -> (ServiceUrl, Asked) {
+async fn service() -> (Service, Asked) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
     let answer = move |method: Method, headers: HeaderMap, body: String| {
@@ -71,13 +71,13 @@ async fn service() -> (ServiceUrl, Asked) {
     let url = format!("http://{}/validate", listener.local_addr().unwrap());
     let router = axum::Router::new().route("/validate", axum::routing::any(answer));
     tokio::spawn(axum::serve(listener, router).into_future());
-    (url.parse().unwrap(), asked)
+    (Service::open(url.parse().unwrap(), None).unwrap(), asked)
 }
 
 #[tokio::test]
 async fn a_service_of_the_operators_decides_who_comes_in() {
-    let (url, asked) = service().await;
-    let gateway = Gateway::with(proxy(url)).await;
+    let (service, asked) = service().await;
+    let gateway = Gateway::with(proxy(service)).await;
     let body = r#"{"service":"f","image":"i"}"#;
     let path = "/system/functions";
     gateway.call_as(Some("Bearer person"), "POST", path, body).await.succeeds(202);
@@ -101,8 +101,9 @@ async fn a_service_of_the_operators_decides_who_comes_in() {
 
 #[tokio::test]
 async fn the_service_gets_the_body_too_where_that_is_wanted_and_so_does_the_route() {
-    let (url, asked) = service().await;
-    let gateway = Gateway::with(Authentication::Proxy(AuthProxy { url, pass_body: true })).await;
+    let (service, asked) = service().await;
+    let proxy = AuthProxy { service, pass_body: true };
+    let gateway = Gateway::with(Authentication::Proxy(proxy)).await;
     let body = r#"{"service":"f","image":"i"}"#;
     let path = "/system/functions";
     gateway.call_as(Some("Bearer other"), "POST", path, body).await.fails(302, "log in first");
@@ -125,7 +126,8 @@ async fn a_service_that_cannot_be_asked_lets_nobody_in() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     drop(listener);
-    let gateway = Gateway::with(proxy(url.parse().unwrap())).await;
+    let nobody = Service::open(url.parse().unwrap(), None).unwrap();
+    let gateway = Gateway::with(proxy(nobody)).await;
     let answer = gateway.call("GET", "/system/functions", "").await;
     answer.fails(502, "the authentication service could not be asked");
 }

@@ -81,7 +81,14 @@ async fn an_unknown_function_is_404_and_nothing_is_kept() {
 #[tokio::test]
 async fn a_callback_that_cannot_be_read_is_400_and_nothing_is_kept() {
     let gateway = with_functions().await;
-    for url in ["http://a b/", "http://[::1", "ftp://example.com/x", "/only/a/path", "mailto:a@b"] {
+    for url in [
+        "http://a b/",
+        "http://[::1",
+        "ftp://example.com/x",
+        "/only/a/path",
+        "mailto:a@b",
+        "https://name:password@example.com/",
+    ] {
         let answer =
             gateway.send("POST", "/async-function/f", &[("x-callback-url", url)], "x").await;
         refusal(&answer, 400);

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 use updraft_engine::Version;
 use updraft_gateway::{
-    Authentication, GatewayParts, InvocationCounts, RequestMetrics, ServiceUrl, router,
+    Authentication, GatewayParts, InvocationCounts, RequestMetrics, Service, router,
 };
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::FunctionId;
@@ -89,7 +89,7 @@ impl Gateway {
 
     pub(crate) async fn with_services(
         authentication: Authentication,
-        logs_provider: Option<ServiceUrl>,
+        logs_provider: Option<Service>,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let password = folder.path().join("basic-auth-password");

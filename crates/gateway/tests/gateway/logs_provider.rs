@@ -10,16 +10,21 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode, Uri, header};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
-use updraft_gateway::{Authentication, ServiceUrl};
+use updraft_gateway::{Authentication, Service, ServiceUrl};
 
 use crate::harness::{ADMIN, Gateway};
 
 type Asked = Arc<Mutex<Vec<(Uri, HeaderMap)>>>;
 
 /// A service that answers as the test says, and what it was asked.
-async fn service<F>(answer: F) -> (ServiceUrl, Asked)
+async fn service<F>(answer: F) -> (Service, Asked)
 where
     F: Fn() -> Response + Clone + Send + Sync + 'static,
 {
@@ -33,10 +38,10 @@ where
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/keeper/", listener.local_addr().unwrap());
     tokio::spawn(axum::serve(listener, router).into_future());
-    (url.parse().unwrap(), asked)
+    (Service::open(url.parse().unwrap(), None).unwrap(), asked)
 }
 
-async fn gateway(provider: ServiceUrl) -> Gateway {
+async fn gateway(provider: Service) -> Gateway {
     Gateway::with_services(Authentication::Password, Some(provider)).await
 }
 
@@ -73,7 +78,7 @@ async fn what_the_service_refuses_is_told_as_openfaas_tells_it() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nobody = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let gateway = gateway(nobody.parse().unwrap()).await;
+    let gateway = gateway(Service::open(nobody.parse().unwrap(), None).unwrap()).await;
     gateway.get("/system/logs?name=f").await.fails(500, "log request failed");
 }
 
@@ -112,4 +117,39 @@ async fn lines_come_as_they_are_written_and_each_side_ends_the_other() {
     let writer = handed.recv().await.unwrap();
     drop(writer);
     assert!(body.frame().await.is_none(), "the service's end is the client's");
+}
+
+#[tokio::test]
+async fn over_tls_the_service_is_asked_when_its_certificate_is_believed_and_not_otherwise() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/loki/", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            let service = service_fn(async |request: Request<Incoming>| {
+                Ok::<_, Infallible>(Response::new(request.uri().to_string()))
+            });
+            let server = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let roots = folder.path().join("roots.pem");
+    std::fs::write(&roots, made.cert.pem()).unwrap();
+    let url: ServiceUrl = url.parse().unwrap();
+    let believed = gateway(Service::open(url.clone(), Some(&roots)).unwrap()).await;
+    let answer = believed.get("/system/logs?name=f").await;
+    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, "/loki/system/logs?name=f"));
+    let doubted = gateway(Service::open(url, None).unwrap()).await;
+    doubted.get("/system/logs?name=f").await.fails(500, "log request failed");
 }

@@ -38,8 +38,10 @@ impl Rhythm {
         let parser =
             CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let cron = parser.parse(text).map_err(|error| {
+            let reason = error.to_string();
+            let reason = reason.trim_end_matches('.');
             format!(
-                "{error}; write five fields such as `*/5 * * * *`, `@hourly`, `@daily` or `@every 5m`"
+                "{reason}; write five fields such as `*/5 * * * *`, `@hourly`, `@daily` or `@every 5m`"
             )
         })?;
         let rhythm = Self::Cron(Box::new(cron), zone.clone());
@@ -160,7 +162,7 @@ mod tests {
             "tomorrow",
         ] {
             let problem = Rhythm::parse(text, &TimeZone::UTC).unwrap_err();
-            assert!(!problem.is_empty(), "{text}");
+            assert!(!problem.is_empty() && !problem.contains(".;"), "{text}: {problem}");
         }
         assert!(Rhythm::parse(&"1,".repeat(200), &TimeZone::UTC).is_err());
     }

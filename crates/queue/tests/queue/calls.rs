@@ -336,6 +336,7 @@ async fn the_numbers_carry_the_names_that_dashboards_ask_for() {
     house.is_idle("f").await;
     let mut registry = prometheus_client::registry::Registry::default();
     house.queue.register_metrics(&mut registry);
+    house.invoker.register_metrics(&mut registry);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     let worker = "queue_name=\"faas-request\",kubernetes_pod_name=\"updraft\"";
@@ -344,6 +345,8 @@ async fn the_numbers_carry_the_names_that_dashboards_ask_for() {
         format!("queue_worker_messages_processed_total{{{worker}}} 2"),
         "queue_worker_dead_letters{queue_name=\"faas-request\",function_name=\"f.openfaas-fn\"} 1"
             .to_owned(),
+        // A call counts as an invocation when it is made, not when it is handed in.
+        "gateway_function_invocation_started{function_name=\"f.openfaas-fn\"} 2".to_owned(),
         "# TYPE queue_worker_pending_messages gauge".to_owned(),
         "# TYPE queue_worker_function_invocation_inflight gauge".to_owned(),
     ] {

@@ -16,13 +16,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::as_lines;
 use crate::answer::Failure;
-use crate::service::{ServiceError, ServiceUrl};
+use crate::service::{Service, ServiceError};
 
 /// How long the service may take until its lines begin; what it sends may last.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks the service what was asked here. `query` is what stood behind the `?`.
-pub(super) async fn relay(provider: &ServiceUrl, query: &str) -> Result<Response, Failure> {
+pub(super) async fn relay(provider: &Service, query: &str) -> Result<Response, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         tracing::error!(service = provider.authority(), %error, "logs could not be asked for");
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "log request failed")
