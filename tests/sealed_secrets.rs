@@ -16,11 +16,15 @@ use updraft_tests::{Cloud, Repository};
 
 const PASSWORD: &str = "c4nary-7f3a91-of-the-vault";
 
+/// What every image holds, to show that a search reaches images.
+const MARKER: &str = "m4rker-52be0c-of-the-image";
+
 /// A function that shows every file it can read, `/var/openfaas/secrets` among them.
 fn reader(repository: &Repository) {
     repository
         .copy_program("/bin/busybox", "reader/busybox")
         .write("reader/www/_/health", "OK")
+        .write("reader/www/marker", MARKER)
         .write(
             "reader/Dockerfile",
             "FROM scratch\n\
@@ -84,24 +88,44 @@ async fn a_lost_machine_is_replaced_and_what_was_committed_opens_again() {
     assert_eq!(shown(&cloud).await, (200, PASSWORD.to_owned()));
 }
 
+/// Logs and traces of everything, the database, images, answers; core files have a test of their own.
 #[tokio::test]
 async fn a_value_is_found_nowhere_but_in_the_memory_of_its_function() {
-    let cloud = Cloud::start();
+    let cloud = Cloud::start_telling_all();
     let repository = Repository::new();
     reader(&repository);
     seal(&cloud, &repository);
     repository.commit("A function with a secret");
-    let url = cloud.git_url("alice", &cloud.token("alice"), "shop");
-    let push = repository.push(&url).expect_success();
+    let token = cloud.token("alice");
+    let url = cloud.git_url("alice", &token, "shop");
+    let mut told = vec![repository.push(&url).expect_success().output];
     cloud.run_ok(&["keys", "renew"]);
     cloud.run_ok(&["secrets", "set", "--owner", "alice", "by-hand", "--literal", PASSWORD_ITEM]);
     assert_eq!(shown(&cloud).await, (200, PASSWORD.to_owned()));
 
-    let mut told = vec![push.output, cloud.server_log()];
+    // A push that cannot be taken speaks of the same secret.
+    let file = repository.path().join("secrets.yml");
+    let good = fs::read_to_string(&file).unwrap();
+    let bad = good.replacen("password: Ag", "password: Bg", 1);
+    assert_ne!(good, bad);
+    fs::write(&file, bad).unwrap();
+    repository.commit("Damaged");
+    told.push(repository.push(&url).expect_failure().output);
+    fs::write(&file, good).unwrap();
+
+    let server = format!("http://{}", cloud.address());
+    let file = file.display().to_string();
+    for words in [&["--validate", "-f", &file][..], &["--re-encrypt", &file]] {
+        let asked = [&["--server", &server, "--token", &token, "seal"], words].concat();
+        told.push(cloud.run_ok(&asked));
+    }
+    told.push(fs::read_to_string(&file).unwrap());
     for words in [
         &["secrets", "list", "--owner", "alice"][..],
         &["secrets", "describe", "--owner", "alice", "vault"],
         &["secrets", "describe", "--owner", "alice", "by-hand"],
+        &["secrets", "diff", "--owner", "alice", "shop", &file],
+        &["keys", "list"],
         &["list"],
         &["releases", "alice/reader"],
         &["replicas"],
@@ -110,17 +134,37 @@ async fn a_value_is_found_nowhere_but_in_the_memory_of_its_function() {
         told.push(cloud.run_ok(&[&["--json"], words].concat()));
         told.push(cloud.run_ok(words));
     }
-    for path in ["/system/functions", "/system/secrets", "/metrics"] {
+    for path in
+        ["/system/functions", "/system/function/alice-reader", "/system/secrets", "/metrics"]
+    {
         told.push(cloud.openfaas("GET", path, "").await.body);
     }
+    let log = cloud.server_log();
+    assert!(log.contains(" TRACE ") && log.contains("alice"), "everything was logged");
+    told.push(log);
+
+    let data = cloud.data_dir();
     let encoded = BASE64_STANDARD.encode(PASSWORD);
     for form in [PASSWORD, &encoded] {
         assert!(told.iter().all(|text| !text.contains(form)), "`{form}` was told");
-        let found = files_with(&cloud.data_dir(), form);
-        assert!(found.is_empty(), "`{form}` is in {found}");
+        assert_eq!(files_with(&data, form), "", "`{form}` lies on the disk");
     }
-    let names = files_with(&cloud.data_dir(), "alice-vault");
-    assert!(!names.is_empty(), "the search finds what is there");
+    // The search reaches the database and the layers of images.
+    let database = files_with(&data, "alice-vault");
+    assert!(database.lines().any(|file| file.contains("updraft.db")), "{database}");
+    let image = files_with(&data, MARKER);
+    assert!(image.lines().any(|file| file.contains("/containers/")), "{image}");
+    // What is not on the disk lies in memory, for the one function that has it.
+    let traces = cloud.traces();
+    let [volatile] = traces.of_kind("folder")[..] else { panic!("{traces:?}") };
+    let volatile = Path::new(volatile.trim_start_matches("folder "));
+    let in_memory = files_with(volatile, PASSWORD);
+    let files: Vec<_> = in_memory.lines().collect();
+    assert_eq!(files.len(), 1, "{in_memory}");
+    assert!(Path::new(files[0]).starts_with(volatile.join("engine/secrets")), "{in_memory}");
+    let kind = rustix::fs::statfs(files[0]).unwrap().f_type;
+    assert_eq!(kind, TMPFS, "it lies in memory");
+    assert_eq!(files_with(volatile, &encoded), "");
 }
 
 /// A core file would hold what a process knew. Updraft's may not be written, and a function's not
@@ -201,11 +245,29 @@ async fn a_live_server_validates_and_seals_again_and_an_old_key_goes_when_nothin
     let ask = |words: &[&str]| {
         cloud.run(&[&["--server", &server, "--token", &token, "seal"], words].concat())
     };
-    let certificate = ask(&["--fetch-cert"]).stdout;
+    // As `updraft seal --fetch-cert > pub-cert.pem` runs: the shell has made the file already.
+    let empty = tempfile::tempdir().unwrap();
+    fs::write(empty.path().join("pub-cert.pem"), "").unwrap();
+    let fetching = Command::new(updraft_tests::binary())
+        .args(["--server", &server, "seal", "--fetch-cert"])
+        .current_dir(empty.path())
+        .output()
+        .unwrap();
+    let certificate = String::from_utf8(fetching.stdout).unwrap();
     assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"), "{certificate}");
     assert_eq!(certificate, cloud.get("system.localhost", "/v1/cert.pem").await.body);
     let valid = ask(&["--validate", "-f", &file]);
     assert_eq!((valid.code, valid.stdout.trim()), (Some(0), "every sealed secret opens"));
+    let numbers = cloud.openfaas("GET", "/metrics", "").await.body;
+    for row in [
+        "condition_info{namespace=\"openfaas-fn\",name=\"alice-vault\",condition=\"Synced\",\
+         ss_app_kubernetes_io_instance=\"\"} 1\n",
+        "http_requests_total{path=\"/v1/verify\",code=\"200\",method=\"POST\"} 1\n",
+        "unseal_requests_total 2\n",
+    ] {
+        let row = format!("sealed_secrets_controller_{row}");
+        assert!(numbers.contains(&row), "{row}: {numbers}");
+    }
     // Moved to another name it does not open, and nobody is told more than that.
     let moved = repository.path().join("moved.yml");
     let text = fs::read_to_string(&file).unwrap().replace("alice-vault", "alice-other");
@@ -325,6 +387,9 @@ async fn a_renewal_in_the_middle_of_a_hundred_pushes_to_a_whole_cloud_loses_noth
 
 /// Longest wait for anything; a loaded machine is slow.
 const BOUND: Duration = Duration::from_mins(5);
+
+/// What the kernel calls the file system in memory.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
 /// The processes, as folders of `/proc`, whose file of the secret holds the value.
 fn processes_with(value: &str) -> Vec<PathBuf> {

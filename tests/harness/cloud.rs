@@ -23,6 +23,8 @@ pub struct Cloud {
     server: Option<Child>,
     /// Whether there is a configuration file, used at every start.
     configured: bool,
+    /// What the server logs.
+    log: &'static str,
 }
 
 /// What a command of the command line printed.
@@ -41,12 +43,21 @@ impl Cloud {
     fn new() -> Self {
         sweep::sweep(&binary());
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { folder: sweep::new_folder(), listen, server: None, configured: false }
+        let folder = sweep::new_folder();
+        Self { folder, listen, server: None, configured: false, log: "updraft=debug,info" }
     }
 
     /// Starts a cloud without the example, on a free port.
     pub fn start() -> Self {
         let mut cloud = Self::new();
+        cloud.resume();
+        cloud
+    }
+
+    /// Starts a cloud whose server and libraries log whatever they can.
+    pub fn start_telling_all() -> Self {
+        let mut cloud = Self::new();
+        cloud.log = "trace";
         cloud.resume();
         cloud
     }
@@ -124,7 +135,7 @@ impl Cloud {
             .arg(self.data_dir())
             .args(["--listen", &self.listen.to_string(), "--root", "localhost"])
             .args(flags)
-            .env("RUST_LOG", "updraft=debug,info")
+            .env("RUST_LOG", self.log)
             .stdin(Stdio::null())
             .stdout(File::create(&standard_output)?)
             .stderr(log)

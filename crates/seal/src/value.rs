@@ -58,6 +58,16 @@ pub fn seal_value(
 ) -> Result<String, SealValueError> {
     let mut session_key = Zeroizing::new([0; SESSION_KEY]);
     getrandom::fill(session_key.as_mut_slice()).map_err(|_| SealValueError)?;
+    Ok(STANDARD.encode(seal_under(&session_key, certificate, label, plaintext)?))
+}
+
+/// The bytes of a sealed value. A session key must not come here twice.
+fn seal_under(
+    session_key: &[u8; SESSION_KEY],
+    certificate: &Certificate,
+    label: &[u8],
+    plaintext: &[u8],
+) -> Result<Vec<u8>, SealValueError> {
     let key = certificate.encrypting_key().ok_or(SealValueError)?;
     let length = key.ciphertext_size();
     let prefix = u16::try_from(length).map_err(|_| SealValueError)?.to_be_bytes();
@@ -66,20 +76,15 @@ pub fn seal_value(
     let mut sealed = Vec::with_capacity(2 + length + plaintext.len() + TAG);
     sealed.extend(prefix);
     sealed.resize(2 + length, 0);
-    key.encrypt(
-        &OAEP_SHA256_MGF1SHA256,
-        session_key.as_slice(),
-        &mut sealed[2..],
-        label_option(label),
-    )
-    .map_err(|_| SealValueError)?;
+    key.encrypt(&OAEP_SHA256_MGF1SHA256, session_key, &mut sealed[2..], label_option(label))
+        .map_err(|_| SealValueError)?;
     let start = sealed.len();
     sealed.extend(plaintext);
-    let tag = cipher(&session_key)?
+    let tag = cipher(session_key)?
         .seal_in_place_separate_tag(zero_nonce(), Aad::empty(), &mut sealed[start..])
         .map_err(|_| SealValueError)?;
     sealed.extend(tag.as_ref());
-    Ok(STANDARD.encode(sealed))
+    Ok(sealed)
 }
 
 /// The bytes of a sealed value.
@@ -144,4 +149,51 @@ fn zero_nonce() -> Nonce {
 /// The library takes no label for an empty one.
 const fn label_option(label: &[u8]) -> Option<&[u8]> {
     if label.is_empty() { None } else { Some(label) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the session keys of published values the second part is theirs, byte for byte.
+    #[test]
+    fn a_session_key_that_is_known_gives_the_payload_that_is_known() {
+        let pem = include_bytes!("../tests/vectors/test.pem");
+        let key = PrivateKey::from_pem(pem).unwrap();
+        let lifetime = jiff::SignedDuration::from_hours(1);
+        let certificate = key.certify("", jiff::Timestamp::now(), lifetime).unwrap();
+        let counted = hex::encode((0..32).collect::<Vec<u8>>());
+        let plain = &b"s3cr3t-v4lue"[..];
+        for (session_key, label, plaintext, payload) in [
+            (
+                "f475b16d1a37932ad06d57b6dad1d6e46294703eeea81ed19a30678176b61155",
+                "openfaas-fn/alexellis-api",
+                plain,
+                "b10eb12bf19894348779a3b96ef563dc6b8ee308a3d0902289fca0c6",
+            ),
+            (
+                "8bf7f8183af57f3853518dcc1674e83a05c5c41ea31db12a67061e6799887d93",
+                "openfaas-fn",
+                plain,
+                "145829222971eebdaa4f85759e63ba8ac2cc17be495c12e7d959523a",
+            ),
+            (
+                "840493713b4c2fc12a9a3a06d75905f7e9dc68b53989a0a5d4934462eeeabce1",
+                "",
+                plain,
+                "80acc9ce6237d6eb78abab265152b9f015a30ecf37f75aa1effa6b62",
+            ),
+            (&counted, "", plain, "7d8fd6ac8658aecb3cc4dc50c825400cd341c7e14d276361f8f57347"),
+            (&counted, "", b"", "f05d76ae4ab99fe5a6f69b3148c2363d"),
+        ] {
+            let session_key: [u8; SESSION_KEY] =
+                hex::decode(session_key).unwrap().try_into().unwrap();
+            let sealed =
+                seal_under(&session_key, &certificate, label.as_bytes(), plaintext).unwrap();
+            assert_eq!(sealed[..2], [1, 0], "the length of the first part");
+            assert_eq!(hex::encode(&sealed[258..]), payload, "{label}");
+            let opened = open(&key, label.as_bytes(), &sealed).unwrap();
+            assert_eq!(opened.expose(), plaintext, "{label}");
+        }
+    }
 }

@@ -153,10 +153,17 @@ fn what_cannot_be_taken_is_told_with_file_document_and_key_and_the_old_secret_st
         assert!(world.engine.take_applied().is_empty(), "{what}: the function is left alone");
         assert!(text.contains("which these functions have: hello"), "{what}: {text}");
     }
-    // A name that is somebody else's is nobody's business here.
+    // What is somebody else's stays theirs, and who has it is nobody's business here.
+    let theirs = sealed(&certificate, "bob-db", &[("k", "bob's")]);
+    assert_eq!(world.push_to("bob", "keys", &[("secrets.yml", &theirs)]).state(), PushState::Ready);
     let story = world.push(&[("secrets.yml", &sealed(&certificate, "bob-db", &[("k", "v")]))]);
-    assert!(story.text().contains("the name must begin with `alice-`"), "{}", story.text());
-    assert_eq!((story.state(), held(&world, "bob-db")), (PushState::Failed, None));
+    let text = story.text();
+    for told in ["secret bob-db not taken: secrets.yml, document 1", "must begin with `alice-`"] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
+    assert!(!text.contains("bob-db keeps"), "{text}");
+    assert_eq!(story.state(), PushState::Failed);
+    assert_eq!(held(&world, "bob-db"), Some(items(&[("k", "bob's")])));
     // What is right again is taken again, bytes of every kind included.
     let all: Vec<u8> = (0..=255).collect();
     let story = world.push(&[("secrets.yml", &db(&value(&certificate, strict, &all)))]);

@@ -3,11 +3,13 @@
 
 mod reference;
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reference::{CLUSTER, EMPTY, NAMESPACE, STRICT, test_certificate, test_key};
+use sha2::Digest;
 use updraft_seal::{
     Certificate, Document, Hints, Limits, OpenedSecret, OpeningKey, PrivateKey, SealedSecret,
     UnsealError, parse_documents, seal_value, unseal_with_keys,
@@ -150,44 +152,112 @@ fn openssl(folder: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
+/// What `node` answers to cases, one after the other.
+fn with_node(task: &serde_json::Value) -> Vec<String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/other.mjs");
+    let mut node = Command::new("node")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("node is in Debian's package `nodejs`");
+    node.stdin.take().unwrap().write_all(task.to_string().as_bytes()).unwrap();
+    let output = node.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// An implementation that is not ours, of the format as it is published, goes both ways with ours.
+#[test]
+fn another_implementation_opens_what_we_seal_and_seals_what_we_open() {
+    let key = test_key();
+    let certificate = test_certificate();
+    let plain =
+        [vec![], b"s3cr3t-v4lue".to_vec(), (0..=255).collect(), vec![b'x'; 1 << 20]].into_iter();
+    let labels = ["openfaas-fn/alexellis-api", "openfaas-fn", ""];
+    let cases: Vec<(&str, Vec<u8>)> =
+        plain.flat_map(|plain| labels.map(|label| (label, plain.clone()))).collect();
+    let ask = |what: &str, key: &str, values: Vec<String>| {
+        let cases = cases.iter().zip(values);
+        let cases: Vec<_> = cases
+            .map(|((label, _), value)| serde_json::json!({"label": label, "value": value}))
+            .collect();
+        with_node(&serde_json::json!({"what": what, "key": key, "cases": cases}))
+    };
+
+    let ours = cases
+        .iter()
+        .map(|(label, plain)| seal_value(&certificate, label.as_bytes(), plain).unwrap());
+    let opened = ask("open", &key.to_pem(), ours.collect());
+    let theirs = cases.iter().map(|(_, plain)| STANDARD.encode(plain));
+    let sealed = ask("seal", certificate.to_pem(), theirs.collect());
+    assert_eq!((opened.len(), sealed.len()), (cases.len(), cases.len()));
+    for (((label, plain), opened), sealed) in cases.iter().zip(opened).zip(sealed) {
+        let size = plain.len();
+        assert!(STANDARD.decode(opened).unwrap() == *plain, "{label}, {size} bytes");
+        let annotation = match *label {
+            "" => "cluster-wide",
+            "openfaas-fn" => "namespace-wide",
+            _ => "",
+        };
+        let opened = open(&object("alexellis-api", annotation, &sealed)).unwrap();
+        assert!(opened.items["alexellis-api"].expose() == plain, "{label}, {size} bytes");
+    }
+    let (label, reference) = ("openfaas-fn/alexellis-api", STRICT);
+    let case = serde_json::json!([{"label": label, "value": reference}]);
+    let task = serde_json::json!({"what": "open", "key": &*key.to_pem(), "cases": case});
+    assert_eq!(with_node(&task), [STANDARD.encode("s3cr3t-v4lue")]);
+}
+
+#[test]
+fn the_key_of_the_values_is_the_published_one() {
+    let body = |pem: &str| {
+        let lines: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        hex::encode(sha2::Sha256::digest(STANDARD.decode(lines).unwrap()))
+    };
+    let private = "64c64810d9ef5d17da0c37eca83aa171110c00fc82982cb7e3ca3523b20f89b9";
+    assert_eq!(body(&test_key().to_pem()), private);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ours.crt"), test_certificate().to_pem()).unwrap();
+    let public = openssl(folder.path(), &["x509", "-in", "ours.crt", "-noout", "-pubkey"]);
+    let expected = "af49aba87f04ba0a43b33453ab6bf310bd41d5c0188b74db932a6a9c7c226e94";
+    assert_eq!(body(std::str::from_utf8(&public).unwrap()), expected);
+}
+
 /// Another implementation opens the key part of what we sealed, and gives the session key of the
 /// reference values.
 #[test]
 fn openssl_agrees_about_the_key_part() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("test.pem"), reference::TEST_KEY).unwrap();
-    let label = hex::encode("openfaas-fn/alexellis-api");
-    let unwrap = |value: &str| {
+    let unwrap = |label: &str, value: &str| {
         let sealed = STANDARD.decode(value).unwrap();
         std::fs::write(folder.path().join("rsa.bin"), &sealed[2..258]).unwrap();
-        let label = format!("rsa_oaep_label:{label}");
-        openssl(
-            folder.path(),
-            &[
-                "pkeyutl",
-                "-decrypt",
-                "-inkey",
-                "test.pem",
-                "-in",
-                "rsa.bin",
-                "-pkeyopt",
-                "rsa_padding_mode:oaep",
-                "-pkeyopt",
-                "rsa_oaep_md:sha256",
-                "-pkeyopt",
-                "rsa_mgf1_md:sha256",
-                "-pkeyopt",
-                &label,
-            ],
-        )
+        let options = ["rsa_padding_mode:oaep", "rsa_oaep_md:sha256", "rsa_mgf1_md:sha256"];
+        let label = format!("rsa_oaep_label:{}", hex::encode(label));
+        let mut words = vec!["pkeyutl", "-decrypt", "-inkey", "test.pem", "-in", "rsa.bin"];
+        for option in options.into_iter().chain((label.len() > 15).then_some(&*label)) {
+            words.extend(["-pkeyopt", option]);
+        }
+        openssl(folder.path(), &words)
     };
-    let session_key = "f475b16d1a37932ad06d57b6dad1d6e46294703eeea81ed19a30678176b61155";
-    assert_eq!(hex::encode(unwrap(STRICT)), session_key);
+    let strict = "openfaas-fn/alexellis-api";
+    for (label, value, session_key) in [
+        (strict, STRICT, "f475b16d1a37932ad06d57b6dad1d6e46294703eeea81ed19a30678176b61155"),
+        (
+            "openfaas-fn",
+            NAMESPACE,
+            "8bf7f8183af57f3853518dcc1674e83a05c5c41ea31db12a67061e6799887d93",
+        ),
+        ("", CLUSTER, "840493713b4c2fc12a9a3a06d75905f7e9dc68b53989a0a5d4934462eeeabce1"),
+    ] {
+        assert_eq!(hex::encode(unwrap(label, value)), session_key, "{label}");
+    }
 
     let ours = seal_value(&test_certificate(), b"openfaas-fn/alexellis-api", b"v").unwrap();
-    assert_eq!(unwrap(&ours).len(), 32);
+    assert_eq!(unwrap(strict, &ours).len(), 32);
     let again = seal_value(&test_certificate(), b"openfaas-fn/alexellis-api", b"v").unwrap();
-    assert_ne!(unwrap(&ours), unwrap(&again), "a session key is used once");
+    assert_ne!(unwrap(strict, &ours), unwrap(strict, &again), "a session key is used once");
 }
 
 #[test]

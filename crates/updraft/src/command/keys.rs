@@ -71,7 +71,7 @@ pub(crate) fn run(data_dir: &DataDir, keys: KeysArguments, output: Output) -> Re
         Keys::Restore { file, identity, passphrase_file } => {
             let from = match (identity, passphrase_file) {
                 (Some(path), _) => {
-                    let bytes = Zeroizing::new(read_capped(&path)?);
+                    let bytes = read_capped(&path)?;
                     let text = std::str::from_utf8(&bytes).context("the identity is no UTF-8")?;
                     BackupFrom::Identity(Zeroizing::new(text.to_owned()))
                 }

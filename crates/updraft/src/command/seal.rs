@@ -37,7 +37,12 @@ const FILE: &str = "secrets.yml";
 pub(crate) async fn run(global: &Global, command: Seal, output: Output) -> Result<()> {
     let format = format(&command)?;
     if command.fetch_cert {
-        let certificate = certificate(global, command.cert.as_deref()).await?;
+        // The one that lies here may be old, or the empty file that the shell has just made for
+        // what is printed.
+        let certificate = match command.cert.as_deref() {
+            Some(named) => certificate(global, Some(named)).await?,
+            None => served_certificate(global).await?,
+        };
         return printed(certificate.to_pem());
     }
     if command.recovery_unseal {
@@ -97,23 +102,26 @@ async fn certificate(global: &Global, named: Option<&str>) -> Result<Certificate
         ),
         Some(path) => read(Path::new(path.strip_prefix("file://").unwrap_or(path))),
         None if Path::new(CERTIFICATE).is_file() => read(Path::new(CERTIFICATE)),
-        None => {
-            let server = if let Some(server) = &global.server {
-                server.parse()?
-            } else {
-                let record = DataDir::open(&global.data_dir).ok().and_then(|dir| dir.server());
-                let record = record.with_context(|| {
-                    format!(
-                        "there is no certificate: put {CERTIFICATE} here, or name a file or \
-                         address with --cert, or a server with --server"
-                    )
-                })?;
-                record.address.into()
-            };
-            let bytes = fetch_certificate(&server, "/v1/cert.pem").await;
-            Ok(Certificate::from_pem(&bytes.context("cannot fetch certificate")?)?)
-        }
+        None => served_certificate(global).await,
     }
+}
+
+/// The newest certificate of the server.
+async fn served_certificate(global: &Global) -> Result<Certificate> {
+    let server = if let Some(server) = &global.server {
+        server.parse()?
+    } else {
+        let record = DataDir::open(&global.data_dir).ok().and_then(|dir| dir.server());
+        let record = record.with_context(|| {
+            format!(
+                "there is no certificate: put {CERTIFICATE} here, or name a file or address with \
+                 --cert, or a server with --server"
+            )
+        })?;
+        record.address.into()
+    };
+    let bytes = fetch_certificate(&server, "/v1/cert.pem").await;
+    Ok(Certificate::from_pem(&bytes.context("cannot fetch certificate")?)?)
 }
 
 async fn raw(global: &Global, command: &Seal) -> Result<()> {
@@ -231,8 +239,8 @@ fn draft(
 /// The secrets of Secret documents.
 fn documents(command: &Seal) -> Result<Vec<Draft>> {
     let bytes = match &command.secret_file {
-        Some(path) => read_capped(path)?,
-        None => input::standard_input()?.to_vec(),
+        Some(path) => read_capped(path)?.into(),
+        None => input::standard_input()?,
     };
     let secrets = parse_secrets(&bytes, Limits::usual())?;
     if secrets.is_empty() {

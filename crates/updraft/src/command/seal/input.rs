@@ -70,12 +70,12 @@ pub(super) fn file(argument: &str) -> Result<(String, SecretBytes)> {
     let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
     let key =
         key.or(name).with_context(|| format!("{} has no name to be a key", path.display()))?;
-    Ok((key, SecretBytes::new(read_capped(path)?)))
+    Ok((key, read_capped(path)?.into()))
 }
 
 /// Lines of `KEY=VALUE`: comments, `export` and quotes as shells and Docker have them.
 fn env_file(path: &Path) -> Result<Vec<(String, SecretBytes)>> {
-    let bytes = Zeroizing::new(read_capped(path)?);
+    let bytes = read_capped(path)?;
     let text =
         std::str::from_utf8(&bytes).with_context(|| format!("{} is no UTF-8", path.display()))?;
     let mut items = Vec::new();
@@ -99,17 +99,17 @@ fn env_file(path: &Path) -> Result<Vec<(String, SecretBytes)>> {
 
 /// Standard input, byte for byte.
 pub(super) fn standard_input() -> Result<SecretBytes> {
-    capped(std::io::stdin().lock(), "standard input").map(SecretBytes::new)
+    capped(std::io::stdin().lock(), "standard input").map(SecretBytes::from)
 }
 
-/// A file of at most so many bytes.
-pub(crate) fn read_capped(path: &Path) -> Result<Vec<u8>> {
+/// A file of at most so many bytes. It may hold plain values or keys, so it is wiped.
+pub(crate) fn read_capped(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     capped(file, &path.display().to_string())
 }
 
-fn capped(input: impl Read, name: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+fn capped(input: impl Read, name: &str) -> Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
     let read = input.take(INPUT_MAX + 1).read_to_end(&mut bytes);
     read.with_context(|| format!("cannot read {name}"))?;
     if bytes.len() as u64 > INPUT_MAX {
@@ -121,8 +121,8 @@ fn capped(input: impl Read, name: &str) -> Result<Vec<u8>> {
 /// A file of sealed secrets, or standard input.
 pub(super) fn sealed_input(path: Option<&Path>) -> Result<SealedFile> {
     let (bytes, name) = match path {
-        Some(path) => (read_capped(path)?, path.display().to_string()),
-        None => (standard_input()?.to_vec(), "standard input".to_owned()),
+        Some(path) => (read_capped(path)?.into(), path.display().to_string()),
+        None => (standard_input()?, "standard input".to_owned()),
     };
     let file = SealedFile::parse(&bytes, Limits::usual()).with_context(|| name.clone())?;
     if file.sealed()?.is_empty() {
@@ -138,7 +138,6 @@ pub(crate) fn passphrase(path: &Path) -> Result<Zeroizing<String>> {
     } else {
         read_capped(path)?
     };
-    let bytes = Zeroizing::new(bytes);
     let text = std::str::from_utf8(&bytes).context("the passphrase is no UTF-8")?;
     Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }
