@@ -102,7 +102,7 @@ fn what_cannot_be_taken_is_told_with_file_document_and_key_and_the_old_secret_st
             "namespace `kube-system`",
             None,
         ),
-        ("not YAML", b"\t{".to_vec(), "not valid YAML", None),
+        ("not YAML", b"metadata: [alice".to_vec(), "not valid YAML", None),
         (
             "two of one name",
             format!("{}---\n{}", db(&new), db(&new)).into(),
