@@ -288,17 +288,14 @@ impl Origin<'_> {
         let error = error.without_snippet();
         let line = error.location().map_or(0, |location| number(location.line()));
         let key = locate::item_at(self.text, line);
-        let kind = match error {
-            // The library's words are for who calls it.
-            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
-                ParseErrorKind::Twice { key: key.clone() }
-            }
-            _ => {
-                let words = error.to_string();
-                let words = words.lines().next().unwrap_or_default();
-                let words = words.rfind(" at line ").map_or(words, |at| &words[..at]);
-                ParseErrorKind::Syntax { format: "YAML", words: words.to_owned() }
-            }
+        // The library's words about this are for who calls it.
+        let kind = if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = error {
+            ParseErrorKind::Twice { key: key.clone() }
+        } else {
+            let words = error.to_string();
+            let words = words.lines().next().unwrap_or_default();
+            let words = words.rfind(" at line ").map_or(words, |at| &words[..at]);
+            ParseErrorKind::Syntax { format: "YAML", words: words.to_owned() }
         };
         ParseError { place: Some(self.place(line)), key, kind }
     }
