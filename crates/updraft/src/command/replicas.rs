@@ -64,7 +64,7 @@ fn rows(function: &wire::FunctionReplicas, now: Timestamp) -> Vec<Vec<String>> {
         vec![
             name(function).to_owned(),
             replica.map_or_else(nothing, |replica| replica.name.clone()),
-            replica.map_or_else(|| "asleep".to_owned(), |replica| replica.state.clone()),
+            replica.map_or_else(|| absent(function).to_owned(), |replica| replica.state.clone()),
             replica.map_or_else(nothing, |replica| age(now.duration_since(replica.started_at))),
             function.restarts.to_string(),
             replica.map_or_else(nothing, |replica| replica.in_flight.to_string()),
@@ -77,6 +77,12 @@ fn rows(function: &wire::FunctionReplicas, now: Timestamp) -> Vec<Vec<String>> {
         return vec![row(None)];
     }
     function.replicas.iter().map(|replica| row(Some(replica))).collect()
+}
+
+/// The word for a function without replicas: one whose next start is held back does not sleep.
+fn absent(function: &wire::FunctionReplicas) -> &'static str {
+    let is_held = function.trouble.as_ref().is_some_and(|trouble| trouble.next_start.is_some());
+    if is_held { "waiting" } else { "asleep" }
 }
 
 fn tell_end(function: &wire::FunctionReplicas, now: Timestamp, output: Output) -> Result<()> {
@@ -123,6 +129,23 @@ mod tests {
         let told = [-5, 0, 119, 120, 7_199, 7_200, 172_800].map(SignedDuration::from_secs);
         let told = told.map(age);
         assert_eq!(told, ["0s", "0s", "119s", "2m", "119m", "2h", "2d"]);
+    }
+
+    #[test]
+    fn what_waits_for_its_next_start_is_not_said_to_sleep() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut function = wire::FunctionReplicas {
+            function: "demo-hello.openfaas-fn".to_owned(),
+            owner: None,
+            restarts: 7,
+            last_exit: None,
+            trouble: None,
+            replicas: Vec::new(),
+        };
+        let state = |function: &wire::FunctionReplicas| rows(function, now)[0][2].clone();
+        assert_eq!(state(&function), "asleep");
+        function.trouble = Some(wire::Trouble { failures: 7, next_start: Some(now) });
+        assert_eq!(state(&function), "waiting");
     }
 
     #[test]
