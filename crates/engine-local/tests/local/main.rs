@@ -13,3 +13,4 @@ mod network;
 mod registry;
 mod shares;
 mod store;
+mod upgrade;

@@ -168,7 +168,14 @@ impl Drop for Outside {
     }
 }
 
-fn ip(args: &[&str]) {
+/// What `ip` prints.
+pub(crate) fn ip_says(args: &[&str]) -> String {
+    let output = Command::new("ip").args(args).output().unwrap();
+    assert!(output.status.success(), "ip {args:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn ip(args: &[&str]) {
     assert!(Command::new("ip").args(args).status().unwrap().success(), "ip {args:?}");
 }
 
