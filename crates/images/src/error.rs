@@ -80,6 +80,20 @@ pub enum ImageError {
         /// Bytes that have to be free.
         needed: u64,
     },
+    /// The disk below the store can hold hardly any more files.
+    #[error(
+        "the disk that holds `{}` has room for only {free} more files, {needed} are needed: \
+         remove some, for instance with `updraft images prune`",
+        path.display()
+    )]
+    FilesFull {
+        /// The store's folder.
+        path: PathBuf,
+        /// Files that can be made now.
+        free: u64,
+        /// Files that have to be possible.
+        needed: u64,
+    },
     /// The image is mounted, so something may be running from it.
     #[error("image `{image}` is in use: remove the functions that run it first")]
     InUse {
@@ -119,7 +133,7 @@ impl ImageError {
 
     /// Whether the same call may succeed later without anybody changing anything.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::TimedOut { .. } | Self::DiskFull { .. })
+        matches!(self, Self::TimedOut { .. } | Self::DiskFull { .. } | Self::FilesFull { .. })
     }
 }
 

@@ -57,12 +57,30 @@ pub(crate) struct Layer {
     parent: Option<String>,
     #[serde(default, rename = "diff-size")]
     pub(crate) size: Option<u64>,
+    #[serde(default)]
+    pub(crate) created: Option<Timestamp>,
+    #[serde(default, rename = "diff-digest")]
+    content: Option<String>,
+}
+
+impl Layer {
+    /// The digest of its content; none for what a working container wrote so far.
+    pub(crate) fn content(&self) -> Option<Digest> {
+        self.content.as_ref()?.parse().ok()
+    }
+
+    /// The layer it lies on.
+    pub(crate) fn parent(&self) -> Option<&str> {
+        self.parent.as_deref().filter(|parent| !parent.is_empty())
+    }
 }
 
 #[derive(Debug, Deserialize)]
 struct Container {
     #[serde(default)]
     names: Vec<String>,
+    #[serde(default)]
+    layer: String,
 }
 
 /// What tells one written state of a file from the next.
@@ -97,10 +115,18 @@ impl Layout {
     /// The names of all working containers: those of builds under way, and those that killed
     /// ones left.
     pub(crate) fn containers(&self) -> Result<Vec<String>, ImageError> {
+        let all = self.all_containers()?;
+        Ok(all.iter().flat_map(|container| container.names.clone()).collect())
+    }
+
+    /// The layers into which working containers write.
+    pub(crate) fn written(&self) -> Result<Vec<String>, ImageError> {
+        Ok(self.all_containers()?.iter().map(|container| container.layer.clone()).collect())
+    }
+
+    fn all_containers(&self) -> Result<Arc<Vec<Container>>, ImageError> {
         let known = Mutex::new(None);
-        let containers: Arc<Vec<Container>> =
-            read(&self.folder("containers").join("containers.json"), &known)?;
-        Ok(containers.iter().flat_map(|container| container.names.clone()).collect())
+        read(&self.folder("containers").join("containers.json"), &known)
     }
 
     /// The record that `image` means now.
@@ -140,7 +166,7 @@ impl Layout {
                 return Err(ImageError::Damaged { path, reason });
             };
             chain.push((id, layer.size.unwrap_or(0)));
-            next = layer.parent.clone().filter(|parent| !parent.is_empty());
+            next = layer.parent().map(str::to_owned);
         }
         Ok(chain)
     }

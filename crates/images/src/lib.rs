@@ -19,6 +19,7 @@ mod credentials;
 mod driver;
 mod error;
 mod layout;
+mod loose;
 mod maintain;
 mod mount;
 mod name;

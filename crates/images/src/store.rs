@@ -19,11 +19,12 @@ use crate::uses::{LEASE, Uses};
 use crate::{ImageConfig, ImageError, base, mount, process};
 
 /// What `buildah` may see of the environment: how to find programs, credentials and proxies.
-const PASSED: [&str; 17] = [
+const PASSED: [&str; 18] = [
     "PATH",
     "HOME",
     "XDG_RUNTIME_DIR",
     "REGISTRY_AUTH_FILE",
+    "CONTAINERS_REGISTRIES_CONF",
     "DOCKER_CONFIG",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
@@ -42,11 +43,13 @@ const POLICY: &str = "/etc/containers/policy.json";
 /// The same for one user, below his home folder.
 const USER_POLICY: &str = ".config/containers/policy.json";
 /// Used only on machines that have no policy of their own.
-const OPEN_POLICY: &str = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
+pub(crate) const OPEN_POLICY: &str = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
 /// Time for a `buildah` command that neither builds nor copies much.
 pub(crate) const SHORT: Duration = Duration::from_mins(1);
 /// Bytes that stay free on the store's disk.
 const FREE_BYTES_MIN: u64 = 512 << 20;
+/// The part of all files a disk can hold that stays free: a fiftieth.
+const FILES_MIN_PART: u64 = 50;
 
 /// Age of temporary files that are given up: far more than any program here runs.
 const TEMPORARY_MAX: Duration = Duration::from_hours(24);
@@ -422,15 +425,32 @@ impl ImageStore {
         if free < needed {
             return Err(ImageError::DiskFull { path: self.root().to_owned(), free, needed });
         }
+        let stat = self.statistics()?;
+        let needed = stat.f_files / FILES_MIN_PART;
+        if stat.f_files > 0 && stat.f_favail < needed {
+            let (path, free) = (self.root().to_owned(), stat.f_favail);
+            return Err(ImageError::FilesFull { path, free, needed });
+        }
         Ok(())
+    }
+
+    /// How many more files the store's disk can hold; nothing where the file system makes them as
+    /// long as it has bytes.
+    pub fn free_files(&self) -> Result<Option<u64>, ImageError> {
+        let stat = self.statistics()?;
+        Ok((stat.f_files > 0).then_some(stat.f_favail))
     }
 
     /// Bytes free on the store's disk.
     pub fn free_bytes(&self) -> Result<u64, ImageError> {
-        let root = self.root();
-        let stat = rustix::fs::statvfs(root)
-            .map_err(|error| ImageError::io("ask for the free space of", root)(error.into()))?;
+        let stat = self.statistics()?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn statistics(&self) -> Result<rustix::fs::StatVfs, ImageError> {
+        let root = self.root();
+        rustix::fs::statvfs(root)
+            .map_err(|error| ImageError::io("ask for the free space of", root)(error.into()))
     }
 }
 

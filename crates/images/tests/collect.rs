@@ -155,6 +155,41 @@ async fn nothing_is_collected_while_something_builds_or_fetches() {
     assert!(matches!(store.step(&keep(&[]), &TIGHT, 9).await.unwrap(), Step::Went(_)));
 }
 
+#[tokio::test]
+async fn layers_of_a_fetch_that_was_cut_off_go_and_those_of_images_stay() {
+    let (test, kept) = TestStore::with_test_image().await;
+    let store = test.reopened(Duration::ZERO).await;
+    let cut = build(&test, &store, 1, "localhost/cut").await;
+    // A fetch keeps layer after layer and lists the image at last. The steps below it that have
+    // no name stay listed.
+    let index = store.root().join("overlay-images/images.json");
+    let mut listed: Vec<serde_json::Value> =
+        serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    listed.retain(|record| record["id"] != cut.id.hex());
+    fs::write(&index, serde_json::to_vec(&listed).unwrap()).unwrap();
+    let ids = |store: &ImageStore| -> BTreeSet<Digest> {
+        let survey = store.survey(&keep(&[kept.id])).unwrap();
+        survey.images.iter().map(|image| image.id).collect()
+    };
+    let (before, loose) = (ids(&store), store.survey(&keep(&[kept.id])).unwrap().loose_bytes);
+    assert!(loose > 50_000 && before.len() > 1, "{loose} {before:?}");
+
+    // Young ones may be of a fetch in another process, and those of work under way are its own.
+    assert_eq!(test.store().remove_loose(9).await.unwrap(), 0);
+    let working = store.working().await;
+    assert_eq!(store.remove_loose(9).await.unwrap(), 0);
+    drop(working);
+    assert_eq!(store.remove_loose(9).await.unwrap(), loose);
+    assert_eq!(store.survey(&keep(&[kept.id])).unwrap().loose_bytes, 0);
+    assert_eq!(ids(&store), before);
+    assert!(store.mount(&kept).await.unwrap().join("test-http").is_file());
+    assert_eq!(store.remove_loose(9).await.unwrap(), 0);
+    assert!(!store.run_root().join("updraft-loose").exists());
+    // What was cut off comes anew.
+    let again = build(&test, &store, 1, "localhost/cut").await;
+    assert!(store.mount(&again).await.unwrap().join("two").is_file());
+}
+
 /// Set in the process that is killed: the store's folders.
 const COLLECTS: &str = "UPDRAFT_TEST_COLLECTS";
 

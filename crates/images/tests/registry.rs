@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use updraft_images::testing::{TEST_HTTP, TestRegistry, TestStore};
 use updraft_images::{ImageError, RegistryCredentials};
@@ -49,6 +50,91 @@ async fn a_private_image_is_fetched_with_the_right_credentials_and_no_others() {
         format!("{}/private/app@{}", registry.address(), "sha256:".to_owned() + &"0".repeat(64));
     let missing = store.ensure_as(&pinned.parse().unwrap(), Some(&right), &quiet).await;
     assert!(missing.is_err());
+}
+
+/// Set in the process that plays a server on a machine with settings of its own.
+const PLAYED: &str = "UPDRAFT_TEST_PLAYS_A_MACHINE";
+
+/// Runs this test again in a process whose machine has these settings.
+fn play(test: &str, part: &str, settings: &[(&str, &Path)]) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test]).env(PLAYED, part).envs(settings.iter().copied());
+    let output = command.output().unwrap();
+    let (said, warned) = (output.stdout, output.stderr);
+    let told = [String::from_utf8_lossy(&said), String::from_utf8_lossy(&warned)].concat();
+    assert!(output.status.success(), "{part}: {told}");
+    assert!(told.contains("1 passed"), "{told}");
+}
+
+/// The image under a name of which no registry knows.
+async fn fetched(name: &str) -> Result<(), ImageError> {
+    let test = TestStore::online().await;
+    test.store().ensure(&name.parse().unwrap(), &quiet).await.map(drop)
+}
+
+#[tokio::test]
+async fn mirrors_blocked_registries_policies_and_logins_of_the_machine_count() {
+    const NAME: &str = "mirrors_blocked_registries_policies_and_logins_of_the_machine_count";
+    const MIRRORED: &str = "far.example/private/app:1";
+    if let Ok(part) = std::env::var(PLAYED) {
+        match part.as_str() {
+            "all is well" => fetched(MIRRORED).await.unwrap(),
+            "no login" => {
+                let refused = fetched(MIRRORED).await.unwrap_err();
+                assert!(refused.to_string().contains("far.example"), "{refused}");
+            }
+            "blocked" => {
+                let refused = fetched("blocked.example/app:1").await.unwrap_err();
+                assert!(refused.to_string().contains("blocked"), "{refused}");
+            }
+            "a policy" => {
+                let refused = fetched(MIRRORED).await.unwrap_err();
+                assert!(refused.to_string().contains("policy"), "{refused}");
+            }
+            other => panic!("{other}"),
+        }
+        return;
+    }
+    let (source, _) = TestStore::with_test_image().await;
+    let registry = TestRegistry::start(source.folder());
+    registry.push(&source, TEST_HTTP, "private/app:1").await;
+    let folder = source.folder();
+    let settings = folder.join("registries.conf");
+    let address = registry.address();
+    fs::write(
+        &settings,
+        format!(
+            "[[registry]]\nprefix = \"far.example\"\nlocation = \"far.invalid\"\n\
+             [[registry.mirror]]\nlocation = \"{address}\"\ninsecure = true\n\
+             [[registry]]\nprefix = \"blocked.example\"\nlocation = \"{address}\"\n\
+             blocked = true\n"
+        ),
+    )
+    .unwrap();
+    let (login, none) = (folder.join("auth.json"), folder.join("none.json"));
+    fs::write(&login, registry.login()).unwrap();
+    fs::write(&none, "{}").unwrap();
+    let (home, strict) = (folder.join("home"), folder.join("strict"));
+    fs::create_dir_all(&home).unwrap();
+    fs::create_dir_all(strict.join(".config/containers")).unwrap();
+    let policy = strict.join(".config/containers/policy.json");
+    fs::write(policy, r#"{"default":[{"type":"reject"}]}"#).unwrap();
+    for (part, login, home) in [
+        ("all is well", &login, &home),
+        ("no login", &none, &home),
+        ("blocked", &login, &home),
+        ("a policy", &login, &strict),
+    ] {
+        play(
+            NAME,
+            part,
+            &[
+                ("CONTAINERS_REGISTRIES_CONF", &settings),
+                ("REGISTRY_AUTH_FILE", login),
+                ("HOME", home),
+            ],
+        );
+    }
 }
 
 #[tokio::test]

@@ -27,6 +27,13 @@ fn main() {
             println!("{}", if opened.is_ok() { "writable" } else { "read-only" });
         }
         ["fill", file, mebibytes] => fill(file, mebibytes.parse().unwrap()),
+        // Empty files, until it is let no more.
+        ["files", folder] => {
+            std::fs::create_dir(folder).unwrap();
+            for number in 0.. {
+                std::fs::write(format!("{folder}/{number}"), "").unwrap();
+            }
+        }
         ["eat", mebibytes] => drop(eat(mebibytes.parse().unwrap())),
         ["flood"] => loop {
             println!("{}", "flood ".repeat(50));

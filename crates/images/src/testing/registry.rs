@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use updraft_model::ImageRef;
 
 use crate::testing::TestStore;
@@ -73,6 +75,12 @@ impl TestRegistry {
     /// The same with a wrong one.
     pub fn wrong_credentials(&self) -> String {
         self.credentials_of("tunafish")
+    }
+
+    /// What `buildah login` would have written on a machine that knows the password.
+    pub fn login(&self) -> String {
+        let auth = STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, self.address)
     }
 
     fn credentials_of(&self, password: &str) -> String {
