@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
+use std::io;
 use std::time::Duration;
 
 use axum::Json;
@@ -63,6 +64,12 @@ impl Failure {
     /// A fault of the machine or ours: the causes go to the log, not into the answer.
     pub(crate) fn internal(error: &(dyn StdError + 'static)) -> Self {
         tracing::error!(error = %with_causes(error), "an API request failed");
+        if is_for_want_of_space(error) {
+            let reason = "the server's disk is full, so nothing was changed";
+            return Self::new(StatusCode::INSUFFICIENT_STORAGE, reason).hint(
+                "its operator sees with `updraft disk` what uses it; try again once there is space",
+            );
+        }
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
             .hint("the server's log tells more")
     }
@@ -132,6 +139,16 @@ fn with_causes(error: &(dyn StdError + 'static)) -> String {
     text
 }
 
+/// Whether a full disk is at the bottom of a failure.
+fn is_for_want_of_space(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| (**error).source()).any(|error| {
+        let store = error.downcast_ref::<StoreError>();
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(store, Some(StoreError::Full { .. }))
+            || matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    })
+}
+
 /// Reads a whole body of at most `limit` bytes.
 pub(crate) async fn read_body(body: Body, limit: usize) -> Result<Bytes, Failure> {
     match tokio::time::timeout(BODY_TIME, to_bytes(body, limit)).await {
@@ -191,4 +208,23 @@ pub(crate) fn streamed(content_type: &'static str, body: Body) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_as_such_wherever_it_was_met() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let folder = StoreError::Folder { path: "/a".into(), source: full() };
+        let record = StoreError::Full { doing: "record the push" };
+        for error in [folder, record] {
+            let failure = Failure::from(error);
+            assert_eq!(failure.status(), StatusCode::INSUFFICIENT_STORAGE);
+            assert!(failure.reason.contains("disk is full"), "{}", failure.reason);
+        }
+        let other = Failure::from(StoreError::Closed { doing: "record the push" });
+        assert_eq!(other.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
 }

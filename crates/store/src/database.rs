@@ -38,7 +38,7 @@ pub(crate) enum Durability {
 type Job = Box<dyn FnOnce(&Connection) -> Finish + Send>;
 
 /// Answers the caller; `Some` is why the commit failed.
-type Finish = Box<dyn FnOnce(Option<&str>) + Send>;
+type Finish = Box<dyn FnOnce(Option<&rusqlite::Error>) + Send>;
 
 /// The database file, open.
 pub(crate) struct Database {
@@ -89,9 +89,10 @@ impl Database {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             let result = in_savepoint(connection, doing, write);
-            Box::new(move |failure: Option<&str>| {
+            Box::new(move |failure: Option<&rusqlite::Error>| {
                 let result = match failure {
-                    Some(reason) => Err(StoreError::Commit { doing, reason: reason.to_owned() }),
+                    Some(error) if is_full(error) => Err(StoreError::Full { doing }),
+                    Some(error) => Err(StoreError::Commit { doing, reason: error.to_string() }),
                     None => result,
                 };
                 // A caller that went away does not undo its write.
@@ -156,7 +157,10 @@ fn in_savepoint<T>(
     doing: &'static str,
     write: impl FnOnce(&Connection) -> rusqlite::Result<T>,
 ) -> Result<T, StoreError> {
-    let failed = |source| StoreError::Sqlite { doing, source };
+    let failed = |source| match &source {
+        error if is_full(error) => StoreError::Full { doing },
+        _ => StoreError::Sqlite { doing, source },
+    };
     connection.execute_batch("SAVEPOINT write_one").map_err(failed)?;
     // A panic in one write must end neither the writer nor the writes beside it.
     let result = catch_unwind(AssertUnwindSafe(|| write(connection)));
@@ -208,10 +212,15 @@ fn write_group(connection: &mut Connection, group: Vec<Job>) {
     if ended.is_err() && !connection.is_autocommit() {
         drop(connection.execute_batch("ROLLBACK"));
     }
-    let failure = ended.err().map(|error| error.to_string());
+    let failure = ended.err();
     for finish in finishes {
-        finish(failure.as_deref());
+        finish(failure.as_ref());
     }
+}
+
+/// Whether there was no space for a write.
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 #[cfg(test)]
@@ -296,7 +305,7 @@ mod tests {
             .unwrap();
         let big = "x".repeat(1 << 20);
         let failed = database.write("insert", move |c| insert(c, &big)).await;
-        assert!(failed.is_err());
+        assert!(matches!(failed, Err(StoreError::Full { .. })), "{failed:?}");
         database
             .write("limit", |c| c.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(())))
             .await

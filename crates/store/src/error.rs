@@ -49,6 +49,12 @@ pub enum StoreError {
         #[source]
         source: rusqlite::Error,
     },
+    /// There is no space for it on the disk; nothing of it was kept.
+    #[error("cannot {doing}: the disk that holds the database is full")]
+    Full {
+        /// What was attempted.
+        doing: &'static str,
+    },
     /// Many writes share a transaction, and that transaction could not be committed.
     #[error("cannot {doing}: the database could not be written, check the free space ({reason})")]
     Commit {
