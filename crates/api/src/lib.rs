@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::sync::Semaphore;
-use updraft_engine::{Engine, Version};
+use updraft_engine::{Engine, Fact, Version};
 use updraft_pipeline::{GitSink, Housekeeper, Pipeline, UrlOf};
 use updraft_queue::{Queue, Schedules};
 use updraft_scaler::Scaler;
@@ -70,6 +70,8 @@ pub struct ApiParts {
     /// Address of the OpenFaaS gateway, such as `http://127.0.0.1:8080`, without a slash at the
     /// end: where functions of nobody are called.
     pub gateway_url: String,
+    /// What other parts of the server found on the machine, told with what the engine did.
+    pub facts: Vec<Fact>,
     /// The root domain, such as `localhost`.
     pub root: String,
     /// Updraft's own version.

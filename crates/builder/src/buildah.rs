@@ -3,37 +3,39 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::fs::{Mode, OFlags, XattrFlags};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::OnceCell;
 use updraft_idmap::IdMap;
 use updraft_images::{Driver, Image, ImageStore};
 use updraft_model::{Digest, ImageRef};
 
 use crate::cgroup::Cgroups;
-use crate::dockerfile::{BYTES_MAX, Dockerfile, Needed};
+use crate::dockerfile::{Dockerfile, Needed};
 use crate::network::{self, Network};
 use crate::output::Output;
-use crate::sandbox::{self, End, Running, View};
+use crate::sandbox::{self, End, View};
 use crate::seccomp;
 use crate::{BuildError, BuildPolicy, BuildRequest, Builder, BuiltImage, LineSink};
+
+mod examine;
+mod input;
+mod watch;
+
+pub use examine::examine;
+use input::{check_arguments, check_binds, read_dockerfile};
+use watch::{Ended, Untidy};
 
 /// Part of every key: to be raised when the way of building changes what comes out.
 const KEY_VERSION: &str = "updraft build 1";
 /// File in a build's folder that lists the system calls of its steps.
 const CALLS: &str = "seccomp.json";
-/// How often the disk is looked at.
-const DISK_WATCH: Duration = Duration::from_millis(250);
 /// What the default set of `buildah` grants and no build step needs: making device files and
 /// changing the root folder are ways out, and raw packets are for listening to others.
 const CAPABILITIES_DROPPED: [&str; 4] =
@@ -79,14 +81,6 @@ pub struct BuildahBuilder {
     run_root: PathBuf,
 }
 
-/// Why a running build was ended from outside.
-enum Ended {
-    Itself(End),
-    Cancelled,
-    TimedOut,
-    DiskFull(String),
-}
-
 impl BuildahBuilder {
     /// A builder on this store. Removes what builds of a killed process left.
     pub fn new(store: ImageStore) -> Result<Self, BuildError> {
@@ -110,7 +104,7 @@ impl BuildahBuilder {
         absolute(&builds)?;
         let name = hash_of(&root);
         let cgroups = Cgroups::detect(&format!("updraft-build-{}", &name[..8]));
-        let without_users = try_users(&builds, &run_root).err().map(|reason| {
+        let without_users = examine::try_users(&builds, &run_root).err().map(|reason| {
             tracing::warn!(reason, "builds run as root of this machine, with few capabilities");
             Arc::from(reason)
         });
@@ -133,16 +127,8 @@ impl BuildahBuilder {
 
     /// Why builds are less apart from the machine than they could be; empty when they are not.
     pub fn degraded(&self) -> Vec<String> {
-        let users = self.without_users.as_ref();
-        let users = users.map(|reason| format!("builds run as root of this machine: {reason}"));
-        let groups = matches!(self.cgroups, Cgroups::Missing)
-            .then(|| "builds have no limits on memory, processes and processors".to_owned());
-        let calls = self.calls.is_none().then(|| {
-            "steps of builds may trace each other and ask for the kernel's keys: this machine has \
-             no list of system calls at /usr/share/containers/seccomp.json"
-                .to_owned()
-        });
-        users.into_iter().chain(groups).chain(calls).collect()
+        let users = self.without_users.as_deref();
+        examine::shortcomings(users, &self.cgroups, self.calls.is_some())
     }
 
     /// Removes what builds on the store in this folder left in the machine beside their files.
@@ -219,26 +205,6 @@ impl BuildahBuilder {
         })
     }
 
-    fn check_disk(&self, request: &BuildRequest, free_before: u64) -> Result<u64, String> {
-        let free = self.store.free_bytes().map_err(|error| error.to_string())?;
-        let least = self.store.free_bytes_min();
-        if free < least {
-            return Err(format!(
-                "only {} MiB are free in `{}`, {} MiB have to stay free",
-                free >> 20,
-                self.store.root().display(),
-                least >> 20
-            ));
-        }
-        if free_before.saturating_sub(free) > request.limits.disk_bytes {
-            return Err(format!(
-                "it took more than the {} MiB a build may take",
-                request.limits.disk_bytes >> 20
-            ));
-        }
-        Ok(free)
-    }
-
     fn command(&self, request: &BuildRequest, folder: &Path, users: Option<&IdMap>) -> Command {
         let buildah = self.store.command().into_std();
         let mut command = sandbox::launcher(users);
@@ -281,8 +247,8 @@ impl BuildahBuilder {
         folder: &Path,
         output: &mut Output<'_>,
     ) -> Result<Digest, BuildError> {
-        let free_before =
-            self.check_disk(request, 0).map_err(|reason| BuildError::DiskFull { reason })?;
+        let before =
+            self.check_disk(request, None).map_err(|reason| BuildError::DiskFull { reason })?;
         let users = match &self.without_users {
             None => Some(new_users().await.map_err(BuildError::io("make users for", folder))?),
             Some(_) => None,
@@ -316,96 +282,10 @@ impl BuildahBuilder {
         let running = running.map_err(BuildError::io("start a build in", folder))?;
         // Also when this future is dropped from here on.
         let untidy = Untidy(&self.untidy, true);
-        let ended = self.watch(request, running, free_before, output).await;
+        let ended = self.watch(request, running, before, output).await;
         untidy.set(!matches!(&ended, Ended::Itself(End { status: Ok(status), .. }) if status.code().is_some()));
         output.finish();
         self.verdict(request, ended, folder, output)
-    }
-
-    /// Passes the build's output on until it ends or has to be ended.
-    async fn watch(
-        &self,
-        request: &BuildRequest,
-        mut running: Running,
-        free_before: u64,
-        output: &mut Output<'_>,
-    ) -> Ended {
-        let time = tokio::time::sleep(request.limits.time);
-        tokio::pin!(time);
-        let mut disk = tokio::time::interval(DISK_WATCH);
-        let mut buffer = vec![0; 16 << 10];
-        let mut open = true;
-        let lost = |_| {
-            let status = Err(io::Error::other("the build's thread failed"));
-            End { status, out_of_memory: false }
-        };
-        loop {
-            // Fair between its branches: endless output must not put off the limits.
-            let ended = tokio::select! {
-                read = running.output.read(&mut buffer), if open => {
-                    match read {
-                        Ok(0) | Err(_) => open = false,
-                        Ok(length) => output.bytes(&buffer[..length]),
-                    }
-                    continue;
-                }
-                status = &mut running.ended, if !open => {
-                    return Ended::Itself(status.unwrap_or_else(lost));
-                }
-                () = request.cancel.cancelled() => Ended::Cancelled,
-                () = &mut time => Ended::TimedOut,
-                _ = disk.tick() => match self.check_disk(request, free_before) {
-                    Ok(_) => continue,
-                    Err(reason) => Ended::DiskFull(reason),
-                },
-            };
-            running.kill();
-            if let Err(cause) = (&mut running.ended).await.unwrap_or_else(lost).status {
-                tracing::warn!(%cause, "a build that was ended");
-            }
-            return ended;
-        }
-    }
-
-    fn verdict(
-        &self,
-        request: &BuildRequest,
-        ended: Ended,
-        folder: &Path,
-        output: &Output<'_>,
-    ) -> Result<Digest, BuildError> {
-        let End { status, out_of_memory } = match ended {
-            Ended::Cancelled => return Err(BuildError::Cancelled),
-            Ended::DiskFull(reason) => return Err(BuildError::DiskFull { reason }),
-            Ended::TimedOut => {
-                let limit = request.limits.time;
-                return Err(BuildError::TimedOut { limit, log_tail: output.tail() });
-            }
-            Ended::Itself(end) => end,
-        };
-        let status = status.map_err(BuildError::io("wait for a build in", folder))?;
-        if status.success() {
-            let path = folder.join("image-id");
-            let text = fs::read_to_string(&path).map_err(BuildError::io("read", &path))?;
-            return text.trim().parse().map_err(|error| {
-                BuildError::io("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error))
-            });
-        }
-        if out_of_memory {
-            let limit_bytes = request.limits.memory_bytes;
-            return Err(BuildError::OutOfMemory { limit_bytes, log_tail: output.tail() });
-        }
-        if output.tail().iter().any(|line| line.contains("no space left on device")) {
-            let reason = "the disk is full".to_owned();
-            if self.store.check_free().is_err() {
-                return Err(BuildError::DiskFull { reason });
-            }
-        }
-        Err(BuildError::Failed {
-            exit_code: status.code(),
-            step: output.step(),
-            log_tail: output.tail(),
-        })
     }
 }
 
@@ -507,43 +387,6 @@ async fn new_users() -> io::Result<IdMap> {
     tokio::task::spawn_blocking(make).await.map_err(io::Error::other)?
 }
 
-/// Whether a build could run in a user namespace here; if not, why.
-fn try_users(builds: &Path, run_root: &Path) -> Result<(), String> {
-    let lacks = |what: &str| {
-        let what = what.to_owned();
-        move |cause: io::Error| {
-            format!("{what} ({cause}); Linux 6.3 and later can, on most file systems")
-        }
-    };
-    let users = IdMap::new(sandbox::USERS_FIRST, sandbox::USERS)
-        .map_err(|cause| format!("no user namespace can be made ({cause})"))?;
-    for folder in [builds, run_root] {
-        let shown = format!("`{}` cannot be shown under other users", folder.display());
-        users.shifted_writable(folder).map_err(lacks(&shown))?;
-    }
-    // As a step leaves it on a folder that it removed and made anew.
-    rustix::fs::setxattr(builds, "user.overlay.opaque", b"n", XattrFlags::empty())
-        .map_err(|cause| lacks("folders in the store cannot be marked")(cause.into()))?;
-    Ok(())
-}
-
-/// Notes that a build was killed, unless it is told otherwise before it goes.
-struct Untidy<'a>(&'a AtomicBool, bool);
-
-impl Untidy<'_> {
-    fn set(mut self, killed: bool) {
-        self.1 = killed;
-    }
-}
-
-impl Drop for Untidy<'_> {
-    fn drop(&mut self) {
-        if self.1 {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 /// A build's own folder, gone with the build.
 struct Folder(PathBuf);
 
@@ -563,57 +406,4 @@ impl Drop for Folder {
             tracing::warn!(%cause, folder = %self.0.display(), "a build's folder stays");
         }
     }
-}
-
-fn read_dockerfile(request: &BuildRequest) -> Result<Dockerfile, BuildError> {
-    let path = request.context.join("Dockerfile");
-    // A link could lead to any file of the machine, a pipe would never end.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(&path, flags, Mode::empty())
-        .map_err(|error| BuildError::NoDockerfile { cause: error.into() })?;
-    let mut text = String::new();
-    let cap = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
-    fs::File::from(file)
-        .take(cap)
-        .read_to_string(&mut text)
-        .map_err(|cause| BuildError::NoDockerfile { cause })?;
-    if text.len() == BYTES_MAX {
-        return Err(BuildError::Dockerfile { line: 1, reason: "it is too large".to_owned() });
-    }
-    Dockerfile::parse(&text, &request.build_args)
-}
-
-fn check_arguments(arguments: &BTreeMap<String, String>) -> Result<(), BuildError> {
-    for (name, value) in arguments {
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let starts_well = !name.starts_with(|first: char| first.is_ascii_digit());
-        if name.is_empty() || !starts_well || !name.bytes().all(fits) || value.contains('\0') {
-            let reason = format!("the build argument `{name}` is not a variable's name and value");
-            return Err(BuildError::Dockerfile { line: 1, reason });
-        }
-    }
-    Ok(())
-}
-
-/// A bind mount's source has to lie in the context, and no link may lead away from there.
-fn check_binds(file: &Dockerfile, context: &Path) -> Result<(), BuildError> {
-    for (line, source) in &file.binds {
-        let wrong = |reason: &str| BuildError::Dockerfile {
-            line: *line,
-            reason: format!("the mount's source `{source}` {reason}"),
-        };
-        let mut path = context.to_owned();
-        for part in source.split('/').filter(|part| !matches!(*part, "" | ".")) {
-            if part == ".." {
-                return Err(wrong("leads out of the context"));
-            }
-            path.push(part);
-            match fs::symlink_metadata(&path) {
-                Ok(found) if !found.is_symlink() => {}
-                Ok(_) => return Err(wrong("is or holds a symbolic link")),
-                Err(_) => return Err(wrong("is not in the context")),
-            }
-        }
-    }
-    Ok(())
 }

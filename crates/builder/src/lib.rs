@@ -15,7 +15,7 @@ mod port;
 mod sandbox;
 mod seccomp;
 
-pub use buildah::BuildahBuilder;
+pub use buildah::{BuildahBuilder, examine};
 pub use error::BuildError;
 pub use network::{Destination, Egress, ParseDestinationError};
 pub use port::{BuildLimits, BuildPolicy, BuildRequest, Builder, BuiltImage, LineSink};

@@ -15,8 +15,9 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
@@ -24,7 +25,10 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBu
 use serde_json::json;
 use thiserror::Error;
 
+mod claim;
 mod firewall;
+
+use claim::Claim;
 
 /// The block of addresses: two networks of 256 × 256 for measurements, never routed.
 const BLOCK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
@@ -113,8 +117,8 @@ pub(crate) struct Network {
     /// Begins the names of devices; 8 characters.
     device_prefix: String,
     table: String,
-    /// Whether there is a firewall table to take away.
-    is_installed: AtomicBool,
+    /// There is a firewall table to take away.
+    claim: Mutex<Option<Claim>>,
 }
 
 impl Network {
@@ -125,8 +129,8 @@ impl Network {
             egress,
             // Names of devices have room for no more.
             device_prefix: format!("upb{}v", first(4)),
-            table: format!("updraft_build_{}", first(8)),
-            is_installed: AtomicBool::new(false),
+            table: format!("{}{}", claim::PREFIX, first(8)),
+            claim: Mutex::default(),
         }
     }
 
@@ -145,8 +149,11 @@ impl Network {
             .filter_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok())
             .collect();
         let ruleset = firewall::ruleset(&self.table, &self.device_prefix, &self.egress, &servers);
+        clear_abandoned().await;
+        let claim = Claim::new(Path::new(claim::FOLDER), &self.table)
+            .map_err(|error| format!("cannot note the firewall of builds: {error}"))?;
+        *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim);
         firewall::apply(ruleset).await?;
-        self.is_installed.store(true, Ordering::Relaxed);
         let forward = "/proc/sys/net/ipv4/ip_forward";
         let is_on = fs::read_to_string(forward).is_ok_and(|text| text.trim() == "1");
         if !is_on {
@@ -198,22 +205,36 @@ impl Network {
 impl Drop for Network {
     /// Takes the firewall table away with the last builder of a store; no build runs any more.
     fn drop(&mut self) {
-        if !self.is_installed.load(Ordering::Relaxed) {
-            return;
-        }
+        let claim = self.claim.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // Another process may work on the same store.
+        let Some(alone) = claim.and_then(Claim::last) else { return };
         let ruleset = json!({ "nftables": firewall::without(&self.table) }).to_string();
         let arguments = nftables::helper::DEFAULT_ARGS.iter().copied();
         let program = nftables::helper::DEFAULT_NFT;
-        if let Err(error) = nftables::helper::apply_ruleset_raw(&ruleset, program, arguments) {
-            tracing::debug!(%error, "the firewall table of builds stays");
+        match nftables::helper::apply_ruleset_raw(&ruleset, program, arguments) {
+            Ok(_) => alone.forget(),
+            Err(error) => tracing::debug!(%error, "the firewall table of builds stays"),
         }
     }
 }
 
-/// Removes the firewall table of a store's builds.
+/// Removes the firewall tables of killed servers, of whatever store.
+async fn clear_abandoned() {
+    for cleared in claim::abandoned(Path::new(claim::FOLDER)) {
+        let table = cleared.table().to_owned();
+        match firewall::apply(json!({ "nftables": firewall::without(&table) })).await {
+            Ok(()) => cleared.forget(),
+            Err(error) => tracing::debug!(table, error, "an abandoned firewall table stays"),
+        }
+    }
+}
+
+/// Removes the firewall table of a store's builds, and those of killed servers.
 pub(crate) async fn remove(hash: &str) -> Result<(), String> {
     let network = Network::new(Egress::Closed, hash);
-    firewall::apply(json!({ "nftables": firewall::without(&network.table) })).await
+    firewall::apply(json!({ "nftables": firewall::without(&network.table) })).await?;
+    clear_abandoned().await;
+    Ok(())
 }
 
 /// The two addresses of a pair that is not in use.
@@ -314,5 +335,36 @@ mod tests {
         let text = "# comment\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch a b\n";
         assert_eq!(without_own(text), "nameserver 192.0.2.1\nsearch a b\n");
         assert_eq!(without_own("nameserver ::1\n"), "");
+    }
+
+    fn is_there(table: &str) -> bool {
+        let mut command = std::process::Command::new("nft");
+        command.args(["list", "table", "inet", table]).stderr(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).status().unwrap().success()
+    }
+
+    #[tokio::test]
+    async fn the_next_start_takes_the_table_of_a_killed_server_and_no_living_ones() {
+        let hash = |first: u32| format!("{first:01x}{:07x}", std::process::id());
+        let living = Network::new(Egress::Closed, &hash(1));
+        living.install().await.unwrap();
+        let killed = Network::new(Egress::Closed, &hash(2));
+        killed.install().await.unwrap();
+        // The kernel does as much for a process that is killed, and its table stays.
+        drop(killed.claim.lock().unwrap().take());
+        let killed = killed.table.clone();
+        assert!(is_there(&killed));
+        let next = Network::new(Egress::Closed, &hash(3));
+        next.install().await.unwrap();
+        // Another test may be clearing up as well.
+        let begin = std::time::Instant::now();
+        while is_there(&killed) {
+            assert!(begin.elapsed() < std::time::Duration::from_mins(1), "`{killed}` stays");
+            std::thread::yield_now();
+        }
+        assert!(is_there(&living.table) && is_there(&next.table));
+        let (living_table, next_table) = (living.table.clone(), next.table.clone());
+        drop((living, next));
+        assert!(!is_there(&living_table) && !is_there(&next_table));
     }
 }

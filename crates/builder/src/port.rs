@@ -44,6 +44,9 @@ pub struct BuildLimits {
     /// Growth of the image store's disk use while it runs. Builds that run at the same time share
     /// the disk, so this is a bound for each of them and not an account of one.
     pub disk_bytes: u64,
+    /// Files that come to be on the store's disk while it runs, as far as the file system counts
+    /// them; bounds each of several builds, as the bytes do.
+    pub files: u64,
     /// Processes and threads at one time.
     pub processes: u32,
 }

@@ -45,8 +45,9 @@ impl Bench {
             tag: format!("localhost/{owner}/{name}:1").parse().unwrap(),
             build_args: BTreeMap::new(),
             limits: BuildLimits {
-                time: Duration::from_mins(2),
+                time: Duration::from_mins(10),
                 memory_bytes: 256 << 20,
+                files: 1_000_000,
                 disk_bytes: 1 << 30,
                 processes: 100,
             },
@@ -368,9 +369,19 @@ async fn a_closed_build_has_no_way_out_at_all() {
 async fn bombs_in_a_build_leave_its_neighbours_answering() {
     let bench = Arc::new(Bench::new(Egress::Open).await);
     let neighbour = Neighbour::new();
-    for (name, command) in [("forks", "\"fork\", \"5000\""), ("memory", "\"eat\", \"3000\"")] {
+    for (name, command) in [
+        ("forks", "\"fork\", \"5000\""),
+        ("memory", "\"eat\", \"3000\""),
+        ("disk", "\"fill\", \"/big\", \"3000\""),
+        ("files", "\"files\", \"/many\""),
+    ] {
         let file = format!("FROM {TEST_HTTP}\nRUN [\"/test-http\", {command}]\n");
-        let request = bench.request("mallory", name, &file);
+        let mut request = bench.request("mallory", name, &file);
+        match name {
+            "disk" => request.limits.disk_bytes = 100 << 20,
+            "files" => request.limits.files = 2_000,
+            _ => {}
+        }
         let building = {
             let bench = bench.clone();
             tokio::spawn(async move { bench.build(&request).await.map(drop) })
@@ -382,8 +393,15 @@ async fn bombs_in_a_build_leave_its_neighbours_answering() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let error = building.await.unwrap().unwrap_err();
-        assert!(error.is_authors(), "{error}");
+        let expected = match name {
+            "disk" | "files" => matches!(error, BuildError::DiskFull { .. }),
+            _ => error.is_authors(),
+        };
+        assert!(expected, "{name}: {error}");
         assert!(asked > 0);
+        // What it took is given back.
+        let left = bench.test.store().root().join("updraft-builds");
+        assert_eq!(fs::read_dir(left).unwrap().count(), 0, "{name}");
     }
 }
 

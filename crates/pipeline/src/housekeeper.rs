@@ -256,7 +256,16 @@ impl Housekeeper {
                     }
                     all.extend(gone);
                 }
-                Step::Busy | Step::Done => return Ok(all),
+                Step::Busy => return Ok(all),
+                Step::Done => {
+                    let bytes = images.remove_loose(STEP).await?;
+                    if bytes > 0 {
+                        self.numbers.collected_bytes.inc_by(bytes);
+                        tracing::info!(bytes, "layers of no image collected");
+                        self.measure(&images.survey(&keep)?);
+                    }
+                    return Ok(all);
+                }
             }
             tokio::select! {
                 () = self.closing.cancelled() => return Ok(all),

@@ -125,6 +125,7 @@ impl PipelineOptions {
                 time: Duration::from_mins(10),
                 memory_bytes: 1 << 30,
                 disk_bytes: 4 << 30,
+                files: 1_000_000,
                 processes: 512,
             },
             checkout_limits: ContentLimits::default(),

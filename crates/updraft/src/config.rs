@@ -1,6 +1,7 @@
 //! Configuration of a server: built-in defaults, one TOML file, environment, flags, in that order
 //! of rising precedence. Checked whole at start; an unknown key is an error with a suggestion.
 
+mod build;
 mod images;
 mod isolation;
 mod keys;
@@ -14,7 +15,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
-use updraft_builder::{Destination, Egress};
 use updraft_edge::Root;
 use updraft_gateway::ServiceUrl;
 use updraft_model::{CpuQuantity, MemoryQuantity, parse_duration};
@@ -22,6 +22,7 @@ use updraft_scaler::ScalerOptions;
 
 use crate::cli::Up;
 
+pub(crate) use build::BuildConfig;
 pub(crate) use images::ImagesConfig;
 pub(crate) use isolation::IsolationConfig;
 pub(crate) use keys::KeysConfig;
@@ -46,44 +47,6 @@ pub(crate) struct Config {
     pub(crate) images: ImagesConfig,
     pub(crate) keys: KeysConfig,
     pub(crate) isolation: IsolationConfig,
-}
-
-/// `[build]`: what one build may use.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct BuildConfig {
-    /// Builds at the same time.
-    pub(crate) parallel: usize,
-    /// Longest time of one build.
-    #[serde(deserialize_with = "duration")]
-    pub(crate) time: Duration,
-    /// Most memory of one build.
-    #[serde(deserialize_with = "bytes")]
-    pub(crate) memory: u64,
-    /// Most disk one build may add.
-    #[serde(deserialize_with = "bytes")]
-    pub(crate) disk: u64,
-    /// Most processes of one build.
-    pub(crate) processes: u32,
-    /// What builds may reach: `open`, `closed`, or a list of addresses.
-    #[serde(deserialize_with = "egress")]
-    pub(crate) egress: Egress,
-    /// Owners whose local images everybody may build on.
-    pub(crate) shared_owners: Vec<String>,
-}
-
-impl Default for BuildConfig {
-    fn default() -> Self {
-        Self {
-            parallel: std::thread::available_parallelism().map_or(2, usize::from),
-            time: Duration::from_mins(15),
-            memory: 2 << 30,
-            disk: 8 << 30,
-            processes: 2048,
-            egress: Egress::Open,
-            shared_owners: Vec::new(),
-        }
-    }
 }
 
 /// `[push]`: what one push may hold.
@@ -314,9 +277,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        if self.build.parallel == 0 {
-            bail!("build.parallel is 0; at least one build must be allowed");
-        }
+        self.build.check()?;
         if self.push.live_branches.is_empty() {
             bail!("push.live_branches is empty; name at least one branch, for instance `main`");
         }
@@ -410,28 +371,6 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     match Written::deserialize(deserializer)? {
         Written::Seconds(seconds) => Ok(Duration::from_secs(seconds)),
         Written::Text(text) => parse_duration(&text).map_err(D::Error::custom),
-    }
-}
-
-fn egress<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Egress, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Word(String),
-        List(Vec<String>),
-    }
-    match Written::deserialize(deserializer)? {
-        Written::Word(word) => match word.as_str() {
-            "open" => Ok(Egress::Open),
-            "closed" => Ok(Egress::Closed),
-            other => Err(D::Error::custom(format!(
-                "`{other}` is no egress, write `open`, `closed` or a list such as `[\"public\", \"10.1.2.3:3142\"]`"
-            ))),
-        },
-        Written::List(list) => {
-            let list: Result<Vec<Destination>, _> = list.iter().map(|text| text.parse()).collect();
-            list.map(Egress::Only).map_err(D::Error::custom)
-        }
     }
 }
 

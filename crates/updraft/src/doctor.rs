@@ -14,6 +14,9 @@ use updraft_queue_nats::NatsFinding;
 use crate::cli::Doctor;
 use crate::output::{Output, Tone};
 
+/// What is told of builds when all is well.
+pub(crate) const BUILDS_APART: &str = "users, network and limits of their own, few system calls";
+
 /// Space below which a build is likely to fail.
 const FREE_SPACE_WANTED: u64 = 4 << 30;
 
@@ -79,6 +82,7 @@ const PROGRAMS: &[Program] = &[
 pub(crate) fn examine(data_dir: &Path) -> Vec<Finding> {
     let mut findings = vec![user(), kernel(), cgroups(), controllers(), freezer(), overlay()];
     findings.extend(PROGRAMS.iter().map(program));
+    findings.extend(builds(data_dir));
     findings.push(free_space(data_dir));
     findings
 }
@@ -258,6 +262,23 @@ fn program(program: &Program) -> Finding {
         severity,
         advice: Some(format!("run `apt-get install {}`", program.package)),
     }
+}
+
+/// How builds would be kept apart, with their images below this folder.
+fn builds(data_dir: &Path) -> Vec<Finding> {
+    let subject = "builds";
+    let existing = data_dir.ancestors().find(|folder| fs::metadata(folder).is_ok());
+    let lacking = existing.map(updraft_builder::examine).unwrap_or_default();
+    if lacking.is_empty() {
+        return vec![good(subject, BUILDS_APART)];
+    }
+    let finding = |found| Finding {
+        subject,
+        found,
+        severity: Severity::Warning,
+        advice: Some("let only people push whom you would give a login, or mend it".to_owned()),
+    };
+    lacking.into_iter().map(finding).collect()
 }
 
 fn in_path(name: impl AsRef<OsStr>) -> Option<PathBuf> {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use updraft_api::ApiParts;
 use updraft_builder::{BuildLimits, BuildPolicy, BuildahBuilder, Builder};
 use updraft_edge::{Edge, EdgeLimits, EdgeParts, Inside};
-use updraft_engine::{Engine, Version};
+use updraft_engine::{Engine, Fact, Version};
 use updraft_engine_local::{LocalEngine, LocalEngineOptions};
 use updraft_gateway::{
     AuthProxy, Authentication, GatewayParts, InvocationCounts, RequestMetrics, Service, ServiceUrl,
@@ -238,8 +238,9 @@ impl Cloud {
         let engine = LocalEngine::open(engine_options, Arc::new(images.clone())).await?;
         let engine = Arc::new(engine);
         let shared_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
-        let builder: Arc<dyn Builder> =
-            Arc::new(BuildahBuilder::with_policy(images.clone(), build_policy(config))?);
+        let builder = BuildahBuilder::with_policy(images.clone(), build_policy(config))?;
+        let facts = build_facts(&builder.degraded());
+        let builder: Arc<dyn Builder> = Arc::new(builder);
         let templates = Templates::new(WATCHDOG.into(), config.push.repository_templates);
         let git = GitServer::new(GitServerOptions {
             max_push_bytes: config.push.size,
@@ -366,6 +367,7 @@ impl Cloud {
             upload_limits: content_limits(config),
             url,
             gateway_url: format!("http://{address}"),
+            facts,
             root: config.root.as_str().to_owned(),
             version,
         });
@@ -495,6 +497,7 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
             time: build.time,
             memory_bytes: build.memory,
             disk_bytes: build.disk,
+            files: build.files,
             processes: build.processes,
         },
         checkout_limits: content_limits(config),
@@ -511,8 +514,22 @@ fn pipeline_options(config: &Config, url: UrlOf) -> PipelineOptions {
         },
         ready_limit: function.ready,
         wider_scopes: config.keys.wider_scopes,
+        keep_build_logs: build.keep_logs,
+        max_build_log_bytes: build.log_size,
         ..usual
     }
+}
+
+/// How builds are kept apart, for `updraft engine status`.
+fn build_facts(degraded: &[String]) -> Vec<Fact> {
+    const SUBJECT: &str = "builds";
+    if degraded.is_empty() {
+        return vec![Fact::good(SUBJECT, doctor::BUILDS_APART)];
+    }
+    degraded
+        .iter()
+        .map(|why| Fact::degraded(SUBJECT, "less apart than they could be", why))
+        .collect()
 }
 
 /// What builds may reach and build on.

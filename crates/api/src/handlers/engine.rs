@@ -44,5 +44,7 @@ pub(crate) async fn replicas(
 }
 
 pub(crate) async fn status(State(host): State<Shared>) -> Json<wire::Engine> {
-    Json(host.engine.status().into())
+    let mut status = host.engine.status();
+    status.facts.extend(host.facts.iter().cloned());
+    Json(status.into())
 }

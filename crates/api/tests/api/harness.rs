@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use updraft_api::client::{Client, ClientError, Credentials, ServerAddress};
 use updraft_api::{ApiParts, router};
 use updraft_builder::{BuildError, BuildRequest, Builder, BuiltImage, LineSink};
-use updraft_engine::{Engine, Version, Wake};
+use updraft_engine::{Engine, Fact, Version, Wake};
 use updraft_invoke::{InvokeOptions, Invoker};
 use updraft_model::{Digest, FunctionId, FunctionName, FunctionSpec, OwnerName, labels};
 use updraft_pipeline::{Pipeline, PipelineOptions, PipelineParts, Unsealer, UrlOf};
@@ -141,6 +141,7 @@ impl Host {
             upload_limits: ContentLimits { max_files: 20, ..ContentLimits::default() },
             url,
             gateway_url: "http://127.0.0.1:8080".to_owned(),
+            facts: vec![Fact::degraded("builds", "few limits", "as the test wants")],
             root: "localhost".to_owned(),
             version: Version { release: "0.1.0".to_owned(), sha: "0123abc".to_owned() },
         });

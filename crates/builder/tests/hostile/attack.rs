@@ -48,7 +48,6 @@ fn main() {
         [_, mode, file] if mode == "mark" => {
             return fs::set_permissions(file, fs::Permissions::from_mode(0o6755)).unwrap();
         }
-        [_, mode, folder] if mode == "files" => return fill_with_files(folder),
         _ => {}
     }
     let mut reached = Vec::new();
@@ -245,19 +244,6 @@ fn victim(port: u16) {
     loop {
         println!("WELL");
         std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Makes files until it is let no more.
-fn fill_with_files(folder: &str) {
-    fs::create_dir_all(folder).unwrap();
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
-    for number in 0.. {
-        let made = fs::write(format!("{folder}/{number}"), "");
-        if let Err(error) = made {
-            println!("made {number} files: {error}");
-            std::process::exit(1);
-        }
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) struct FunctionPlan {
 #[derive(Debug)]
 pub(super) enum Action {
     /// Build it, then make a release of `spec` with the image.
-    Build { request: BuildRequest, key: Digest, spec: FunctionSpec },
+    Build { request: Box<BuildRequest>, key: Digest, spec: FunctionSpec },
     /// Make a release of `spec`, whose image is here.
     New { spec: FunctionSpec, image_id: Option<Digest>, image: Known },
     /// That release is what the stack says.
@@ -251,7 +251,7 @@ impl Run {
                 spec.image = built.image.pinned(built.id);
                 self.compare(name, spec, Some(built.id), Known::Built).await
             }
-            None => Ok(Action::Build { request, key, spec }),
+            None => Ok(Action::Build { request: Box::new(request), key, spec }),
         }
     }
 
