@@ -68,16 +68,25 @@ pub(crate) fn remove(binary: &Path, folder: &Path) -> Traces {
     let before = Traces::of(&data_dir);
     let instance = fs::read_to_string(data_dir.join("instance")).unwrap_or_default();
     if !instance.is_empty() {
-        let down = Command::new(binary)
-            .arg("--data-dir")
-            .arg(&data_dir)
-            .arg("down")
-            .stdin(Stdio::null())
-            .output();
-        if let Ok(output) = down
-            && !output.status.success()
-        {
-            eprintln!("updraft down: {}", String::from_utf8_lossy(&output.stderr));
+        // A process that was killed has no arguments any more while it still holds the folder.
+        let mut complaint = String::new();
+        wait_until(|| {
+            let down = Command::new(binary)
+                .arg("--data-dir")
+                .arg(&data_dir)
+                .arg("down")
+                .stdin(Stdio::null())
+                .output();
+            let Ok(output) = down else { return true };
+            if output.status.success() {
+                complaint.clear();
+                return true;
+            }
+            complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+            false
+        });
+        if !complaint.is_empty() {
+            eprintln!("updraft down: {complaint}");
         }
     }
     if is_mount_point(&data_dir) {
