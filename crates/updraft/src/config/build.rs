@@ -104,8 +104,14 @@ mod tests {
 
     #[test]
     fn limits_that_no_build_could_keep_are_refused() {
-        for key in ["memory", "disk", "files", "processes", "parallel"] {
-            let build: BuildConfig = toml::from_str(&format!("{key} = 0")).unwrap();
+        for (key, none) in [
+            ("memory", "'0'"),
+            ("disk", "'0'"),
+            ("files", "0"),
+            ("processes", "0"),
+            ("parallel", "0"),
+        ] {
+            let build: BuildConfig = toml::from_str(&format!("{key} = {none}")).unwrap();
             let refusal = build.check().unwrap_err().to_string();
             assert!(refusal.contains(&format!("build.{key} is 0")), "{refusal}");
         }
