@@ -356,8 +356,10 @@ pub(crate) async fn neighbour(report: &mut Report, time: Duration) -> Result<()>
         scale(&cloud, "bench-hostile", 1).await?;
         for misdeed in ["burn", "fork", "fill"] {
             let path = format!("/hostile/cgi-bin/{misdeed}");
-            // Whether it still answers after that is its own affair.
-            drop(cloud.try_get("bench.localhost", &path).await);
+            // Whether it still answers after that is its own affair: one that can start nothing any
+            // more lets callers wait.
+            let call = cloud.try_get("bench.localhost", &path);
+            drop(tokio::time::timeout(Duration::from_secs(2), call).await);
         }
         during.push(percentile(&mut paced(&target, 200, 4, time).await?, 99));
     }
