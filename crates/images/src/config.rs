@@ -4,6 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+/// This machine's processor as images name it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 /// How the image's author wants a container of it started.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImageConfig {

@@ -32,7 +32,7 @@ pub mod testing;
 mod uses;
 
 pub use collect::{Budget, Collected, Keep, Role, Step, Survey, Surveyed};
-pub use config::ImageConfig;
+pub use config::{ImageConfig, architecture};
 pub use credentials::{CredentialsError, RegistryCredentials};
 pub use driver::Driver;
 pub use error::ImageError;

@@ -15,7 +15,7 @@ use updraft_model::Digest;
 
 use crate::layout::Layer;
 use crate::store::{ImageStore, OPEN_POLICY, SHORT};
-use crate::{ImageError, process};
+use crate::{ImageError, architecture, process};
 
 /// Folder below the run root in which descriptions lie for a moment.
 const FOLDER: &str = "updraft-loose";
@@ -83,7 +83,7 @@ impl Stack {
     /// Writes an image of these layers, without them; gives its id.
     fn describe(&self, folder: &Path) -> Result<Digest, ImageError> {
         let config = json!({
-            "architecture": "amd64",
+            "architecture": architecture(),
             "os": "linux",
             "config": {},
             "rootfs": { "type": "layers", "diff_ids": self.contents },

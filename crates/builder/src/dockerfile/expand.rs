@@ -93,11 +93,7 @@ pub(super) fn unquoted(text: &str) -> String {
 
 /// What is set in every build: the machine's platform.
 pub(super) fn platform() -> BTreeMap<String, String> {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+    let arch = updraft_images::architecture();
     let mut known = BTreeMap::new();
     for side in ["TARGET", "BUILD"] {
         known.insert(format!("{side}PLATFORM"), format!("linux/{arch}"));
