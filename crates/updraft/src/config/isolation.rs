@@ -53,7 +53,7 @@ impl Default for IsolationConfig {
             runtime: Sandbox::Kernel,
             bandwidth: 125_000_000,
             connections: 8192,
-            own_weight: 1000,
+            own_weight: 0,
             gateway_port: 8080,
             tenants: BTreeMap::new(),
         }
