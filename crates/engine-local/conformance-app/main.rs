@@ -5,8 +5,10 @@
 //! `/_/health`, 200 when absent), `lock_file` (written to `/tmp/.lock` once it listens).
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
@@ -15,6 +17,9 @@ static SICK: AtomicU16 = AtomicU16::new(0);
 
 /// Whether `/held` may answer.
 static RELEASED: AtomicBool = AtomicBool::new(false);
+
+/// What `/hold` took.
+static HELD: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
 
 /// Longest request head that is read.
 const HEAD_MAX: u64 = 64 * 1024;
@@ -43,6 +48,10 @@ fn main() {
     }
 }
 
+fn all_held() -> MutexGuard<'static, Vec<&'static [u8]>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
 }
@@ -52,12 +61,21 @@ fn serve(stream: TcpStream) {
     let Ok(mut writer) = stream.try_clone() else { return };
     let mut reader = BufReader::new(stream);
     while let Some(path) = head(&mut reader) {
+        if path == "/upgrade" {
+            return echo(&mut reader, &mut writer);
+        }
         let (status, body) = answer(&path);
         let head = format!("HTTP/1.1 {status} Answer\r\nContent-Length: {}\r\n\r\n", body.len());
         if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body)).is_err() {
             return;
         }
     }
+}
+
+/// Speaks another protocol from here on: what comes is sent back.
+fn echo(reader: &mut BufReader<TcpStream>, writer: &mut TcpStream) {
+    let head = b"HTTP/1.1 101 Answer\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    drop(writer.write_all(head).and_then(|()| std::io::copy(reader, writer)));
 }
 
 /// Reads a request without a body; its path.
@@ -94,6 +112,9 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
             Err(_) => (404, Vec::new()),
         },
         ("read", file) => done(fs::read(format!("/{file}"))),
+        ("stat", file) => done(fs::metadata(format!("/{file}")).map(|file| {
+            format!("{:o} {} {}", file.mode() & 0o7777, file.uid(), file.gid()).into_bytes()
+        })),
         ("write", file) => done(fs::write(format!("/{file}"), "written").map(|()| Vec::new())),
         ("remove", file) => done(fs::remove_file(format!("/{file}")).map(|()| Vec::new())),
         ("sick", _) => {
@@ -132,27 +153,25 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
         ("hold", _) => {
             let bytes = usize::try_from(number()).unwrap_or(0) << 20;
             // Ones, so that the kernel really gives it; never given back.
-            let held = vec![1_u8; bytes].leak();
+            let held: &'static [u8] = vec![1_u8; bytes].leak();
+            all_held().push(held);
             text(held.len().to_string())
+        }
+        ("count", _) => {
+            // Each of them is a one, unless it was lost.
+            let ones = |held: &&[u8]| held.iter().copied().map(u64::from).sum::<u64>();
+            text(all_held().iter().map(ones).sum::<u64>().to_string())
         }
         ("spin", _) => {
             let end = Instant::now() + Duration::from_millis(number());
             while Instant::now() < end {}
             text("spun".to_owned())
         }
-        ("connect", address) => match address.parse::<SocketAddr>() {
-            Ok(address) => {
-                let stream = TcpStream::connect_timeout(&address, Duration::from_millis(500));
-                done(stream.map(|_| b"connected".to_vec()))
-            }
-            Err(error) => (400, error.to_string().into_bytes()),
-        },
+        ("connect", address) => done(connect(address)),
         ("attack", words) => {
-            // An image of the hostile battery has an interpreter and a script.
-            let words = words.split("//").map(|word| word.replace("%20", " "));
             let attack = process::Command::new("/usr/bin/perl")
                 .arg("/attacks.pl")
-                .args(words)
+                .args(words.split('/').map(decoded))
                 .env("machine", env::consts::ARCH)
                 .stderr(process::Stdio::inherit())
                 .output();
@@ -167,6 +186,30 @@ fn answer(path: &str) -> (u16, Vec<u8>) {
         }
         _ => text(env::var("answer").unwrap_or_else(|_| "hello".to_owned())),
     }
+}
+
+/// Connects to an address or a name with a port.
+fn connect(target: &str) -> std::io::Result<Vec<u8>> {
+    let mut refused = None;
+    for address in target.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
+            Ok(_) => return Ok(b"connected".to_vec()),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| std::io::Error::other("the name stands for nothing")))
+}
+
+/// A word with its `%` codes resolved.
+fn decoded(word: &str) -> String {
+    let mut parts = word.split('%');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        text.extend(u8::from_str_radix(code, 16).ok().map(char::from));
+        text.push_str(rest);
+    }
+    text
 }
 
 fn done(result: std::io::Result<Vec<u8>>) -> (u16, Vec<u8>) {

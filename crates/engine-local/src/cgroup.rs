@@ -1,8 +1,10 @@
 //! Control groups: which layout this machine has, and what they tell about a replica.
 //!
 //! The OCI runtime makes a replica's groups and sets the limits; this reads them, freezes and
-//! thaws (`freezer`), weighs Updraft itself (`shares`), and clears away what is left of an instance.
+//! thaws (`freezer`), weighs Updraft itself (`shares`), refuses a machine that cannot limit
+//! (`controllers`), and clears away what is left of an instance.
 
+mod controllers;
 mod freezer;
 mod place;
 mod reclaim;
@@ -241,6 +243,13 @@ pub(crate) mod tests {
             mount(Some("none"), root, Some("cgroup2"), MsFlags::empty(), none).unwrap();
             let cgroups = Cgroups::detect();
             assert_eq!(cgroups.layout, Layout::V2);
+            // Where version 1 has them, version 2 has not, and that is told.
+            let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap();
+            let has = |name: &str| there.split_whitespace().any(|one| one == name);
+            let checked = cgroups.check();
+            for name in ["cpu", "memory", "pids"].into_iter().filter(|name| !has(name)) {
+                assert!(checked.as_ref().is_err_and(|told| told.contains(name)), "{checked:?}");
+            }
             assert!(!cgroups.can_place(), "the runtime moves containers there");
             let work = "ulimit -t 60; while :; do :; done";
             let mut command = Command::new("sh");

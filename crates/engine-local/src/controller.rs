@@ -406,10 +406,11 @@ impl Controller {
         let Some(desired) = &mut self.desired else { return };
         desired.exits += 1;
         desired.last_exit = Some(exit_record(id, revision, &failure));
+        let steady_after = self.shared.options.steady_after;
         if revision == desired.serving.revision {
-            self.serving_trouble.add(failure);
+            self.serving_trouble.add(failure, steady_after);
         } else if desired.candidate.as_ref().is_some_and(|record| record.revision == revision) {
-            self.candidate_trouble.add(failure);
+            self.candidate_trouble.add(failure, steady_after);
             if self.candidate_trouble.failures >= CANDIDATE_FAILURES {
                 self.give_up(revision);
             }
@@ -470,7 +471,8 @@ impl Controller {
     fn reconcile(&mut self) {
         let Some(desired) = &self.desired else { return };
         let ready = self.ready(desired.serving.revision).count();
-        if self.serving_trouble.may_be_forgotten() && ready as u64 >= u64::from(desired.replicas) {
+        let does_well = ready as u64 >= u64::from(desired.replicas) && !self.is_frozen();
+        if does_well && self.serving_trouble.may_be_forgotten() {
             self.serving_trouble = Trouble::default();
         }
         let group = |revision: Revision, wanted, may_start| Group { revision, wanted, may_start };

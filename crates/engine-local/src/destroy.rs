@@ -1,11 +1,9 @@
 //! Taking an instance off the machine: every replica, device, rule and mount of it, those of a
 //! run that crashed included. What is desired stays on disk.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
@@ -14,7 +12,6 @@ use crate::cgroup::Cgroups;
 use crate::engine::LocalEngine;
 use crate::network;
 use crate::options::{LocalEngineOptions, OpenError};
-use crate::record::folder_entries;
 use crate::secrets::is_mount_point;
 
 /// How long killed processes may take to vanish.
@@ -75,29 +72,5 @@ impl LocalEngine {
             drop(fs::remove_dir(instance));
         }
         Ok(())
-    }
-
-    /// Destroys every instance below `run` (usually `/run`) whose data directory is gone, such
-    /// as those of test runs that crashed. Returns their names.
-    ///
-    /// # Errors
-    /// As [`Self::destroy`].
-    pub async fn destroy_orphans(run: &Path) -> Result<Vec<String>, OpenError> {
-        let mut destroyed = Vec::new();
-        for folder in folder_entries(run)? {
-            let name = folder.file_name().and_then(OsStr::to_str).unwrap_or_default();
-            let Some(instance) = name.strip_prefix("updraft-") else { continue };
-            let Ok(state) = fs::read(folder.join("engine/state")) else { continue };
-            let state = PathBuf::from(OsStr::from_bytes(&state));
-            if state.exists() {
-                continue;
-            }
-            let instance = instance.to_owned();
-            let data = state.parent().unwrap_or(&state);
-            let options = LocalEngineOptions::new(instance.clone(), data, &folder);
-            Self::destroy(&options).await?;
-            destroyed.push(instance);
-        }
-        Ok(destroyed)
     }
 }

@@ -106,6 +106,11 @@ pub struct LocalEngineOptions {
     pub drain_limit: Duration,
     /// How long a replica may take to end after SIGTERM before it is killed.
     pub stop_grace: Duration,
+    /// How long all replicas of a function must do well, and not frozen, until its earlier failures
+    /// are forgotten.
+    pub steady_after: Duration,
+    /// How long a function is frozen before its memory is put out to swap, where there is any.
+    pub reclaim_after: Duration,
     /// Memory limit of a replica whose spec names none, in bytes.
     pub default_memory_bytes: u64,
     /// Processor limit of a replica whose spec names none, in thousandths of a processor.
@@ -164,6 +169,9 @@ impl LocalEngineOptions {
             ready_limit: Duration::from_mins(1),
             drain_limit: Duration::from_mins(5),
             stop_grace: Duration::from_secs(10),
+            steady_after: Duration::from_mins(1),
+            // Most rests are shorter.
+            reclaim_after: Duration::from_secs(30),
             default_memory_bytes: 256 << 20,
             default_cpu_millis: None,
             own_weight: 0,
@@ -265,6 +273,9 @@ pub enum OpenError {
     /// The process may not do what an engine must.
     #[error("the local engine needs root to make containers, start Updraft with sudo")]
     NotRoot,
+    /// Control groups cannot limit what functions use.
+    #[error("control groups cannot hold functions to their limits: {0}")]
+    Cgroups(String),
     /// No OCI runtime works here.
     #[error(
         "no container runtime works on this machine: {0}; install crun or runc (Debian: `apt-get install crun`)"

@@ -13,39 +13,51 @@
 //! | `/sick/STATUS` | makes `/_/health` answer that from now on |
 //! | `/env/NAME` | the variable's value, or 404 |
 //! | `/read/PATH`, `/write/PATH`, `/remove/PATH` | the file's content, or nothing; 500 with the reason when it fails |
+//! | `/stat/PATH` | the file's mode, user and group: `400 1000 1000` |
 //! | `/print/WORDS` | prints a line on standard output |
 //! | `/slow/MS` | answers that much later |
 //! | `/held` | answers once somebody has called `/release` |
 //! | `/exit/CODE` | ends the process |
 //! | `/memory/MIB` | touches that much memory |
 //! | `/hold/MIB` | touches that much memory and keeps it |
+//! | `/count` | how many bytes of what it keeps are what they were |
 //! | `/spin/MS` | keeps a processor busy for that long |
-//! | `/connect/ADDRESS` | `connected` once a TCP connection is; 500 with the reason when there is none within half a second |
+//! | `/threads/NUMBER` | starts that many threads, each for a second; how many could be |
+//! | `/connect/TARGET` | `connected` once a TCP connection to an address or name with a port is; 500 with the reason when there is none within half a second |
+//! | `/upgrade` | 101; from then on the connection sends back what comes |
+//! | `/attack/WORDS` | what `/usr/bin/perl /attacks.pl WORDS…` prints; words are separated by `/`, with `%` codes for what cannot stand in a path |
 //! | anything else | the variable `answer`, or `hello` |
 //!
 //! With the variable `exit_at_start` it prints `conformance app was asked to fail` on standard
 //! error and exits with that code; with `start_delay_ms` it listens that much later; with
-//! `lock_file` it writes `/tmp/.lock` once it listens.
+//! `lock_file` it writes `/tmp/.lock` once it listens. Beside it the image has what attacks are made
+//! of: an interpreter at `/usr/bin/perl`, a copy of it at `/setuid-perl` that belongs to root and
+//! has the set-user-id bit (mode 4755), and [`ATTACKS`] at `/attacks.pl`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed claim ends its test")]
 
 mod client;
 pub mod egress;
 pub mod exits;
+pub mod hostile;
+pub mod inside;
 pub mod isolation;
 pub mod life;
 pub mod logs;
+pub mod names;
 pub mod rest;
+pub mod restart;
 pub mod secrets;
 
-use std::net::SocketAddr;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
-use updraft_model::{FunctionId, FunctionSpec, ImageRef, Namespace};
+use updraft_model::{FunctionId, FunctionSpec, ImageRef, Namespace, annotations, labels};
 
 use crate::{Engine, FunctionStatus, Revision, Wake};
 
@@ -55,18 +67,83 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between two looks at something that should happen by itself.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// What attacks from inside a function are: a script for an interpreter without modules.
+pub const ATTACKS: &str = include_str!("conformance/attacks.pl");
+
+/// The path that has the suite's function run an attack.
+pub fn attack_path(words: &[&str]) -> String {
+    let mut path = "/attack".to_owned();
+    for word in words {
+        path.push('/');
+        for byte in word.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._".contains(&byte) {
+                path.push(char::from(byte));
+            } else {
+                write!(path, "%{byte:02x}").expect("text takes text");
+            }
+        }
+    }
+    path
+}
+
+/// What the engine of a harness lets one replica have at most, whose spec says nothing about it.
+/// The suite fills all of it: the less, the quicker.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Processes and threads.
+    pub processes: u32,
+    /// Bytes of memory, with all that is kept in memory.
+    pub memory_bytes: u64,
+    /// Bytes of each of `/tmp` and `/dev/shm`.
+    pub tmp_bytes: u64,
+    /// Bytes that may be written to the root.
+    pub root_bytes: u64,
+    /// Files in each of these places.
+    pub files: u32,
+    /// Bytes of its log that are kept.
+    pub log_bytes: u64,
+}
+
 /// An engine to be judged, with nothing deployed on it.
 #[async_trait]
 pub trait Harness: Sized + Send + Sync + 'static {
+    /// What was prepared for the engine before there was anything else.
+    type Ground: Send;
+
+    /// Prepares what has to be so for the whole of a test, on the thread that starts all others.
+    fn prepare() -> Self::Ground;
+
     /// Makes a fresh engine. A replica may take at most 10 seconds to become ready on it:
-    /// enough for a busy machine, little enough to wait for the end of.
-    async fn start() -> Self;
+    /// enough for a busy machine, little enough to wait for the end of. Names of egress policies
+    /// are looked up again within seconds.
+    async fn start(ground: Self::Ground) -> Self;
 
     /// The engine.
     fn engine(&self) -> Arc<dyn Engine>;
 
-    /// The image with the suite's function.
+    /// Ends the engine as its process ends, and makes another one of what that left behind. What
+    /// [`Self::engine`] gave before is not used any more.
+    async fn restart(&self);
+
+    /// The image with the suite's function, which runs as a user that is not root.
     fn image(&self) -> ImageRef;
+
+    /// The same image, whose function runs as root as far as it can tell.
+    fn root_image(&self) -> ImageRef;
+
+    /// What a replica gets on this engine.
+    fn bounds(&self) -> Bounds;
+
+    /// Addresses at which the platform or its machines accept TCP connections, none of them for
+    /// functions: the engine's own programs, the control plane, services of the host, by every
+    /// address that a function could try. They accept for as long as the harness is there.
+    fn inside(&self) -> Vec<SocketAddr>;
+
+    /// The name and port at which functions that may reach the gateway find it.
+    fn gateway(&self) -> String;
+
+    /// Makes a public name stand for these addresses and no others, for whomever the engine asks.
+    fn set_name(&self, name: &str, addresses: &[Ipv4Addr]);
 
     /// An image reference that stands for nothing and never will.
     fn missing_image(&self) -> ImageRef;
@@ -85,13 +162,25 @@ pub trait Harness: Sized + Send + Sync + 'static {
 }
 
 /// Runs one claim and stops the engine whatever comes of it.
-pub async fn judge<H, Claim, Outcome>(claim: Claim)
+pub fn judge<H, Claim, Outcome>(claim: Claim)
 where
     H: Harness,
     Claim: FnOnce(Arc<Judge<H>>) -> Outcome + Send + 'static,
     Outcome: Future<Output = ()> + Send + 'static,
 {
-    let judge = Arc::new(Judge { harness: H::start().await });
+    let ground = H::prepare();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build().expect("threads can be made");
+    runtime.block_on(judge_on::<H, _, _>(ground, claim));
+}
+
+async fn judge_on<H, Claim, Outcome>(ground: H::Ground, claim: Claim)
+where
+    H: Harness,
+    Claim: FnOnce(Arc<Judge<H>>) -> Outcome + Send + 'static,
+    Outcome: Future<Output = ()> + Send + 'static,
+{
+    let judge = Arc::new(Judge { harness: H::start(ground).await });
     let outcome = tokio::spawn(claim(Arc::clone(&judge))).await;
     let judge = Arc::into_inner(judge).expect("a claim keeps nothing running");
     judge.harness.stop().await;
@@ -117,6 +206,13 @@ impl<H: Harness> Judge<H> {
         FunctionSpec::new(id, self.harness.image())
     }
 
+    /// A spec of a tenant.
+    fn owned(&self, owner: &str, name: &str) -> FunctionSpec {
+        let mut spec = self.spec(name);
+        spec.labels.insert(labels::GIT_OWNER.into(), owner.into());
+        spec
+    }
+
     fn spec_in(&self, namespace: &str, name: &str) -> FunctionSpec {
         let namespace = Namespace::new(namespace).expect("a namespace");
         let id = FunctionId { namespace, name: name.parse().expect("a name") };
@@ -129,6 +225,11 @@ impl<H: Harness> Judge<H> {
         let revision = engine.apply(spec.clone(), Wake::Keep).await.expect("it applies");
         engine.wait_ready(&spec.id, revision, PATIENCE).await.expect("it becomes ready");
         revision
+    }
+
+    /// The address of a function's first ready replica.
+    fn address(&self, id: &FunctionId) -> SocketAddr {
+        self.engine().endpoints().borrow()[id].ready[0].address
     }
 
     async fn status(&self, id: &FunctionId) -> FunctionStatus {
@@ -167,7 +268,13 @@ fn with_environment(mut spec: FunctionSpec, variables: &[(&str, &str)]) -> Funct
     spec
 }
 
-/// Stamps the suite out for a [`Harness`].
+/// A spec that says what its function may reach.
+fn narrowed(mut spec: FunctionSpec, egress: &str) -> FunctionSpec {
+    spec.annotations.insert(annotations::EGRESS.into(), egress.into());
+    spec
+}
+
+/// Stamps the suite out for a [`Harness`], in modules by subject.
 #[macro_export]
 macro_rules! engine_conformance {
     ($harness:ty) => {
@@ -188,6 +295,7 @@ macro_rules! engine_conformance {
                 the_newest_of_many_updates_wins,
                 no_request_fails_while_a_function_is_replaced,
                 an_open_request_ends_before_its_replica_goes,
+                an_upgraded_connection_goes_on_while_its_function_is_replaced,
                 scaling_starts_and_ends_replicas,
                 the_minimum_label_decides_how_many_start,
                 a_sleeping_function_stays_asleep_when_it_is_updated,
@@ -202,6 +310,7 @@ macro_rules! engine_conformance {
                 an_exit_is_told_with_its_code_and_last_lines,
                 a_memory_kill_is_told_as_one,
                 a_crash_loop_backs_off_and_says_so,
+                a_function_that_rests_between_two_crashes_still_says_so,
                 replicas_are_told_one_by_one,
                 a_replica_that_hangs_is_replaced,
                 readiness_waits_for_the_path_that_was_asked_for,
@@ -216,6 +325,7 @@ macro_rules! engine_conformance {
                 an_item_that_two_secrets_have_is_refused,
                 a_secret_is_a_file_that_only_the_function_reads,
                 an_updated_secret_is_seen_by_running_replicas,
+                a_secret_is_never_seen_half_updated,
                 a_function_with_a_missing_secret_is_refused,
                 namespaces_are_created_listed_updated_and_removed,
                 namespaces_hold_functions_of_the_same_name_apart,
@@ -256,17 +366,57 @@ macro_rules! engine_conformance {
                 a_policy_changes_with_the_function,
                 a_policy_that_means_nothing_is_refused,
             ]
+            names: [
+                a_name_on_a_list_opens_what_it_stands_for_and_nothing_else,
+                a_name_that_moves_in_public_is_followed,
+                a_name_that_is_turned_to_the_inside_opens_nothing_there,
+            ]
+            inside: [
+                the_platform_and_its_machines_are_out_of_reach,
+                metadata_and_private_networks_are_out_of_reach,
+                the_gateways_door_is_open_to_those_who_may_use_it,
+                nobody_speaks_under_the_address_of_another,
+            ]
+            hostile: [
+                a_fork_bomb_ends_at_the_limit_of_processes,
+                a_memory_bomb_ends_its_own_replica_alone,
+                filling_the_disk_ends_where_the_replicas_own_room_does,
+                filling_a_file_system_with_empty_files_ends_at_its_bound,
+                a_flooded_log_is_cut_and_the_newest_lines_are_kept,
+                mounts_and_new_namespaces_are_refused,
+                other_processes_cannot_be_traced,
+                the_kernels_keyrings_are_out_of_reach,
+                calls_that_only_attacks_make_are_refused,
+                raw_sockets_are_refused,
+                ports_below_1024_cannot_be_bound,
+                proc_and_sys_lead_nowhere,
+                cgroups_cannot_be_reached_let_alone_left,
+                device_nodes_cannot_be_made,
+                programs_that_are_to_run_as_root_do_not,
+            ]
+            restart: [
+                replicas_outlive_the_control_plane,
+                what_is_desired_outlives_the_control_plane,
+                how_a_replica_ended_is_known_after_a_restart,
+                what_was_frozen_answers_after_a_restart,
+                what_a_restart_finds_leaving_is_not_counted_as_a_failure,
+            ]
         );
     };
     (@tests $harness:ty, $($module:ident: [$($claim:ident,)*])*) => {
-        $($(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $claim() {
-                $crate::conformance::judge::<$harness, _, _>(
-                    $crate::conformance::$module::$claim,
-                )
-                .await;
+        $(
+            mod $module {
+                use super::*;
+
+                $(
+                    #[test]
+                    fn $claim() {
+                        $crate::conformance::judge::<$harness, _, _>(
+                            $crate::conformance::$module::$claim,
+                        );
+                    }
+                )*
             }
-        )*)*
+        )*
     };
 }

@@ -1,6 +1,7 @@
 //! What can go wrong in an engine, whose fault it is, and whether trying again can help.
 
 use std::error::Error as StdError;
+use std::io;
 
 use thiserror::Error;
 use updraft_model::{FunctionId, Namespace, SecretName, SpecError};
@@ -108,8 +109,33 @@ impl EngineError {
         }
     }
 
+    /// Whether the engine failed because its disk is full: nothing was changed, and the same call
+    /// works once there is space.
+    pub fn is_for_want_of_space(&self) -> bool {
+        let causes = std::iter::successors(self.source(), |error| (**error).source());
+        causes.filter_map(|error| error.downcast_ref::<io::Error>()).any(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    }
+
     /// Whether the same call may work later with nobody changing anything.
     pub const fn is_retryable(&self) -> bool {
         matches!(self, Self::Engine { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_found_wherever_it_lies_below_a_failure() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        assert!(EngineError::engine("record it", full()).is_for_want_of_space());
+        let deeper = EngineError::engine("apply it", EngineError::engine("record it", full()));
+        assert!(deeper.is_for_want_of_space());
+        let other = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(!EngineError::engine("record it", other).is_for_want_of_space());
+        assert!(!EngineError::Invalid("the disk is full".to_owned()).is_for_want_of_space());
     }
 }

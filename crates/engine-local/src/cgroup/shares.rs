@@ -216,6 +216,36 @@ mod tests {
         assert!(!v1.path().join("memory/own").exists());
     }
 
+    /// Each kernel has some of these files, by its version and its disks' schedulers.
+    #[test]
+    fn each_file_of_a_weight_gets_it_in_its_own_numbers() {
+        const FILES: [&str; 6] = [
+            "cpu.shares",
+            "cpu.weight",
+            "blkio.weight",
+            "blkio.bfq.weight",
+            "io.weight",
+            "io.bfq.weight",
+        ];
+        for (weight, values) in [
+            (100, ["1024", "100", "100", "100", "100", "100"]),
+            (250, ["2560", "250", "250", "250", "250", "250"]),
+            // The most and the least that the kernel takes.
+            (20_000, ["204800", "10000", "1000", "1000", "10000", "1000"]),
+            (1, ["10", "1", "10", "1", "1", "1"]),
+        ] {
+            let all = tree(&FILES.map(|file| (file, "as it was, and longer than a number")));
+            set_weights(all.path(), weight);
+            for (file, value) in FILES.iter().zip(values) {
+                assert_eq!(read(&all, file), value, "{file} of {weight}");
+            }
+            // One that the kernel does not have is not made.
+            let one = tree(&[("io.weight", "default 100")]);
+            set_weights(one.path(), weight);
+            assert_eq!(fs::read_dir(one.path()).unwrap().count(), 1);
+        }
+    }
+
     #[test]
     fn updraft_stays_where_a_service_manager_put_it() {
         let v2 = tree(&[("cgroup.controllers", "cpu"), ("cgroup.subtree_control", "")]);

@@ -32,9 +32,6 @@ const FREEZE_LOOK: Duration = Duration::from_millis(1);
 /// A wake-up is for somebody who is on his way: so long it is not undone.
 const AWAKE_MIN: Duration = Duration::from_millis(50);
 
-/// How long a function rests before its memory is put out to swap: most rests are shorter.
-const RECLAIM_AFTER: Duration = Duration::from_secs(30);
-
 /// Whether the replicas of a function run.
 #[derive(Debug)]
 pub(super) enum Rest {
@@ -303,6 +300,7 @@ impl Controller {
     fn note_end_of_rest(&mut self) -> bool {
         let Rest::Frozen(sleep) = &self.rest else { return false };
         let Phase::Over { since, stuck } = sleep.phase().clone() else { return false };
+        self.serving_trouble.rested(since.saturating_duration_since(sleep.began));
         for id in stuck {
             // Nothing can be done with it any more: another one takes its place.
             if let Some(member) = self.members.get_mut(&id) {
@@ -319,7 +317,7 @@ impl Controller {
     pub(super) fn reclaim_at(&self) -> Option<Instant> {
         let Rest::Frozen(sleep) = &self.rest else { return None };
         let waits = matches!(*sleep.phase(), Phase::Asleep { reclaimed: false });
-        (waits && self.shared.can_reclaim).then(|| sleep.began + RECLAIM_AFTER)
+        (waits && self.shared.can_reclaim).then(|| sleep.began + self.shared.options.reclaim_after)
     }
 
     /// Puts the memory of a function out that has rested long enough.

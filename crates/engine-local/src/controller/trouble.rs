@@ -8,9 +8,6 @@ use tokio::time::Instant;
 use crate::backoff;
 use crate::replica::Failure;
 
-/// After so long without another failure, with all replicas ready, the earlier ones are forgotten.
-const STEADY: Duration = Duration::from_mins(1);
-
 /// What went wrong with the replicas of one revision lately.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
@@ -24,15 +21,23 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    pub(super) fn add(&mut self, failure: Failure) {
+    /// Counts a failure. `steady_after` is how long its replicas must do well for it to be
+    /// forgotten.
+    pub(super) fn add(&mut self, failure: Failure, steady_after: Duration) {
         let now = Instant::now();
         self.failures += 1;
         let delay = backoff::delay(self.failures);
         self.next_start = Some(now + delay);
         let told = SignedDuration::try_from(delay).ok().filter(|_| !delay.is_zero());
         self.next_start_at = told.and_then(|delay| Timestamp::now().checked_add(delay).ok());
-        self.steady = Some(now + STEADY);
+        self.steady = Some(now + steady_after);
         self.last = Some(failure);
+    }
+
+    /// The replicas were frozen for so long. They could not fail meanwhile, which is no sign that
+    /// they do well.
+    pub(super) fn rested(&mut self, length: Duration) {
+        self.steady = self.steady.map(|at| at + length);
     }
 
     pub(super) fn may_be_forgotten(&self) -> bool {
@@ -41,5 +46,28 @@ impl Trouble {
 
     pub(super) fn is_over(&self) -> bool {
         self.next_start.is_none_or(|at| at <= Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn time_in_which_nothing_could_fail_is_no_time_of_doing_well() {
+        let failure = Failure {
+            reason: "it exited with code 1".to_owned(),
+            log_tail: Vec::new(),
+            exit: Exit::Code(1),
+            out_of_memory: false,
+        };
+        let mut trouble = Trouble::default();
+        trouble.rested(Duration::from_hours(1));
+        assert!(!trouble.may_be_forgotten(), "there is nothing to forget");
+        trouble.add(failure, Duration::ZERO);
+        assert!(trouble.may_be_forgotten());
+        trouble.rested(Duration::from_hours(1));
+        assert!(!trouble.may_be_forgotten());
     }
 }

@@ -14,6 +14,7 @@ use updraft_model::FunctionId;
 
 use super::{EngineReport, LocalEngine};
 use crate::bundle;
+use crate::cgroup::Cgroups;
 use crate::controller;
 use crate::exit;
 use crate::groups::Groups;
@@ -30,7 +31,7 @@ use crate::replica::{self, Adopted, Missed};
 use crate::runtime::Runtime;
 use crate::secrets::{Migrated, SecretStore};
 use crate::shared::Shared;
-use crate::stock::{Left, lock, note_state_folder, private_folder, resolver_file, take_stock};
+use crate::stock::{Left, lock, private_folder, resolver_file, take_stock};
 use crate::strays;
 use crate::tenants::{self, Tenants};
 
@@ -66,11 +67,11 @@ impl LocalEngine {
         if !nix::unistd::geteuid().is_root() {
             return Err(OpenError::NotRoot);
         }
+        Cgroups::detect().check().map_err(OpenError::Cgroups)?;
         for folder in [&options.state, &options.run, &options.replica_folder()] {
             private_folder(folder)?;
         }
         let lock = lock(&options.state)?;
-        note_state_folder(&options)?;
         make_stage().map_err(OpenError::file("create", Path::new(STAGE)))?;
         let this = Path::new("/proc/self");
         exit::become_reaper().map_err(OpenError::file("become the reaper of", this))?;

@@ -148,31 +148,6 @@ fn has_ended(pid: i64) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_to_end_when_updraft_was_killed_ends_without_being_counted() {
-    let instance = Instance::new(RuntimeChoice::Detect).await;
-    let engine = instance.open().await;
-    let spec = spec("outgoing");
-    deploy(&engine, &spec, 2).await;
-    // A lease holds it on its way out until Updraft is gone.
-    let ready = engine.endpoints().borrow()[&spec.id].ready.clone();
-    let leases: Vec<_> = ready.iter().map(|one| one.load.lease().unwrap()).collect();
-    engine.scale(&spec.id, 1).await.unwrap();
-    until_ready(&engine, &spec.id, 1).await;
-    let left = replicas(&engine, &spec.id);
-    let gone = ready.iter().find(|one| one.replica != left[0]).unwrap().replica.clone();
-    until("that is noted", || async { note_of(&instance, &gone)["leaving"] == true }).await;
-    close(engine).await;
-    drop(leases);
-    let engine = instance.open().await;
-    assert_eq!(replicas(&engine, &spec.id), left);
-    until_gone(&engine, &spec.id, &gone).await;
-    let status = engine.get(&spec.id).await.unwrap().unwrap();
-    assert_eq!((status.restarts, status.available_replicas), (0, 1));
-    close(engine).await;
-    instance.destroy().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn after_a_reboot_every_deployment_comes_back_to_its_count() {
     let instance = Instance::new(RuntimeChoice::Detect).await;
     let engine = instance.open().await;
@@ -255,19 +230,6 @@ async fn two_engines_cannot_share_one_state() {
     let error = instance.try_open().await.unwrap_err();
     assert!(matches!(error, OpenError::InUse(_)), "{error}");
     close(engine).await;
-    instance.destroy().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_instance_whose_data_is_gone_is_cleared_away_by_name() {
-    let instance = Instance::new(RuntimeChoice::Detect).await;
-    let engine = instance.open().await;
-    deploy(&engine, &spec("orphan"), 1).await;
-    close(engine).await;
-    fs::remove_dir_all(&instance.options.state).unwrap();
-    let destroyed = LocalEngine::destroy_orphans(Path::new("/run")).await.unwrap();
-    assert!(destroyed.contains(&instance.options.instance));
-    assert_eq!(traces(&instance), Vec::<String>::new());
     instance.destroy().await;
 }
 
@@ -456,28 +418,6 @@ async fn replicas_and_records_of_the_first_version_are_taken_over() {
     instance.destroy().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn how_replicas_ended_is_known_after_a_restart() {
-    let instance = Instance::new(RuntimeChoice::Detect).await;
-    let engine = instance.open().await;
-    let spec = spec("remembered");
-    deploy(&engine, &spec, 1).await;
-    let before = replicas(&engine, &spec.id);
-    kill(note_of(&instance, &before[0])["process"][0].as_i64().unwrap());
-    until("the killed replica is replaced", || async {
-        let now = replicas(&engine, &spec.id);
-        now.len() == 1 && now != before
-    })
-    .await;
-    close(engine).await;
-    let engine = instance.open().await;
-    let status = engine.get(&spec.id).await.unwrap().unwrap();
-    let exit = status.last_exit.unwrap();
-    assert_eq!((status.restarts, exit.signal, &exit.replica), (1, Some(9), &before[0]));
-    close(engine).await;
-    instance.destroy().await;
-}
-
 /// A tunnel holds its replica as a request does; the data plane's own tests show that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_without_end_does_not_hold_a_replaced_replica_for_ever() {
@@ -493,24 +433,6 @@ async fn a_connection_without_end_does_not_hold_a_replaced_replica_for_ever() {
     until_gone(&engine, &spec.id, &old.replica).await;
     assert!(begin.elapsed() >= instance.options.drain_limit);
     drop(lease);
-    close(engine).await;
-    instance.destroy().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_under_way_on_a_replaced_replica_goes_on_and_nothing_new_comes_to_it() {
-    let instance = Instance::new(RuntimeChoice::Detect).await;
-    let engine = instance.open().await;
-    let spec = spec("outgoing");
-    deploy(&engine, &spec, 1).await;
-    let old = Arc::clone(&engine.endpoints().borrow()[&spec.id].ready[0]);
-    let lease = old.load.lease().unwrap();
-    let revision = engine.apply(spec.clone(), Wake::Keep).await.unwrap();
-    engine.wait_ready(&spec.id, revision, Duration::from_secs(30)).await.unwrap();
-    assert!(old.load.lease().is_none(), "whoever holds an older table gets no lease either");
-    assert_eq!(answer(old.address, "/").await, "hello", "the lease keeps it");
-    drop(lease);
-    until_gone(&engine, &spec.id, &old.replica).await;
     close(engine).await;
     instance.destroy().await;
 }

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up ends")]
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use updraft_engine::Engine;
-use updraft_engine::conformance::Harness;
+use updraft_engine::conformance::{ATTACKS, Bounds, Harness};
 use updraft_engine_local::{
     ImageProcess, ImageSource, LocalEngine, LocalEngineOptions, OpenError, PreparedImage,
     RuntimeChoice,
@@ -23,7 +23,8 @@ use updraft_engine_local::{
 use updraft_images::RegistryCredentials;
 use updraft_model::{Digest, ImageRef};
 
-use crate::network::{Outside, Service};
+use crate::names::NameServer;
+use crate::network::{Outside, Service, host_address};
 
 /// The user that the test image runs as.
 const USER: u32 = 1000;
@@ -35,14 +36,23 @@ const DATA: &str = "/var/tmp/updraft-engine-tests";
 /// to take hold of what it just made.
 const STALE: Duration = Duration::from_secs(10);
 
-/// A folder of files as the only image.
+/// A folder of files as the only image, by two names: who runs its program differs.
 #[derive(Debug)]
-pub(crate) struct FolderImage(PathBuf, &'static str);
+pub(crate) struct FolderImage(PathBuf);
+
+impl FolderImage {
+    /// The user and the content that an image stands for.
+    fn find(image: &ImageRef) -> Option<(&'static str, Digest)> {
+        let images = [(app(), "app", 1), (root_app(), "0", 2)];
+        let found = images.into_iter().find(|(known, ..)| known == image);
+        found.map(|(_, user, byte)| (user, Digest::from_bytes([byte; 32])))
+    }
+}
 
 #[async_trait]
 impl ImageSource for FolderImage {
     async fn resolve(&self, image: &ImageRef) -> Result<Option<Digest>, String> {
-        Ok((*image == app()).then(|| Digest::from_bytes([1; 32])))
+        Ok(Self::find(image).map(|(_, content)| content))
     }
 
     async fn prepare(
@@ -51,15 +61,15 @@ impl ImageSource for FolderImage {
         _pinned: Option<&Digest>,
         _credentials: Option<&RegistryCredentials>,
     ) -> Result<PreparedImage, String> {
-        if *image != app() {
+        let Some((user, id)) = Self::find(image) else {
             return Err(format!("image `{image}` is not here"));
-        }
+        };
         let process = ImageProcess {
             cmd: vec!["/app".to_owned()],
-            user: self.1.to_owned(),
+            user: user.to_owned(),
             ..ImageProcess::default()
         };
-        let (id, root) = (Digest::from_bytes([1; 32]), self.0.clone());
+        let root = self.0.clone();
         Ok(PreparedImage { id, layers: vec![root.clone()], root, process })
     }
 }
@@ -68,13 +78,16 @@ pub(crate) fn app() -> ImageRef {
     "localhost/conformance-app:1".parse().unwrap()
 }
 
+/// The same as [`app`], run as root as far as it can tell.
+pub(crate) fn root_app() -> ImageRef {
+    "localhost/conformance-app:root".parse().unwrap()
+}
+
 /// An instance and its place on the machine.
 #[derive(Debug)]
 pub(crate) struct Instance {
     pub(crate) options: LocalEngineOptions,
     pub(crate) data: PathBuf,
-    /// Whom the image's program runs as.
-    pub(crate) user: &'static str,
     /// Held for the life of the test: folders without an owner are leftovers.
     _owner: File,
 }
@@ -90,24 +103,15 @@ impl Instance {
         let owner = File::create(data.join("owner")).unwrap();
         owner.lock().unwrap();
         make_image(&data.join("image"));
-        Self { options: options(&name, &data, runtime), data, user: "app", _owner: owner }
+        Self { options: options(&name, &data, runtime), data, _owner: owner }
     }
 
-    /// Adds to the image what attacks are made of: an interpreter, a copy of it that says it runs
-    /// as root, a script, and a link where secrets are to be.
-    pub(crate) fn arm(&self) {
-        let root = self.data.join("image");
-        let perl = Path::new("/usr/bin/perl");
-        fs::create_dir_all(root.join("usr/bin")).unwrap();
-        copy_libraries(perl, &root);
-        fs::copy(perl, root.join("usr/bin/perl")).unwrap();
-        fs::copy(perl, root.join("setuid-perl")).unwrap();
-        fs::set_permissions(root.join("setuid-perl"), fs::Permissions::from_mode(0o4755)).unwrap();
-        fs::write(root.join("attacks.pl"), include_str!("attacks.pl")).unwrap();
-        fs::create_dir_all(root.join("var/openfaas")).unwrap();
-        let target = self.data.join("not-for-functions");
-        fs::create_dir_all(&target).unwrap();
-        std::os::unix::fs::symlink(&target, root.join("var/openfaas/secrets")).unwrap();
+    /// Makes what the suite fills so small that it is full soon.
+    pub(crate) fn bound(&mut self) {
+        self.options.tmp_bytes = 16 << 20;
+        self.options.root_bytes = 32 << 20;
+        self.options.log_bytes = 1 << 20;
+        self.options.process_limit = 64;
     }
 
     pub(crate) async fn open(&self) -> Arc<LocalEngine> {
@@ -115,7 +119,7 @@ impl Instance {
     }
 
     pub(crate) async fn try_open(&self) -> Result<LocalEngine, OpenError> {
-        let image = FolderImage(self.data.join("image"), self.user);
+        let image = FolderImage(self.data.join("image"));
         LocalEngine::open(self.options.clone(), Arc::new(image)).await
     }
 
@@ -156,7 +160,7 @@ async fn clear_leftovers() {
     }
 }
 
-/// The app with the libraries it needs, and a user.
+/// The app with the libraries it needs, a user, and what attacks are made of.
 fn make_image(root: &Path) {
     let app = Path::new(env!("CARGO_BIN_EXE_updraft-conformance-app"));
     for folder in ["etc", "home"] {
@@ -166,6 +170,13 @@ fn make_image(root: &Path) {
     chown(root.join("home"), Some(USER), Some(USER)).unwrap();
     fs::copy(app, root.join("app")).unwrap();
     copy_libraries(app, root);
+    let perl = Path::new("/usr/bin/perl");
+    fs::create_dir_all(root.join("usr/bin")).unwrap();
+    copy_libraries(perl, root);
+    fs::copy(perl, root.join("usr/bin/perl")).unwrap();
+    fs::copy(perl, root.join("setuid-perl")).unwrap();
+    fs::set_permissions(root.join("setuid-perl"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::write(root.join("attacks.pl"), ATTACKS).unwrap();
 }
 
 /// The shared libraries of a program.
@@ -220,30 +231,99 @@ pub(crate) async fn answer(address: SocketAddr, path: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Local<const RUNC: bool> {
     instance: Instance,
-    engine: Arc<LocalEngine>,
+    /// Nothing only in the middle of a restart.
+    engine: Mutex<Option<Arc<LocalEngine>>>,
+    /// What functions must not reach, and the door that is open to them.
+    inside: TcpListener,
+    gateway: TcpListener,
+    names: NameServer,
     /// Made when it is first asked for.
     outside: OnceCell<(Outside, [Service; 2])>,
 }
 
+impl<const RUNC: bool> Local<RUNC> {
+    fn local(&self) -> Arc<LocalEngine> {
+        Arc::clone(self.engine.lock().unwrap().as_ref().unwrap())
+    }
+
+    async fn close(&self) {
+        let engine = self.engine.lock().unwrap().take().unwrap();
+        engine.shutdown().await;
+    }
+}
+
 #[async_trait]
 impl<const RUNC: bool> Harness for Local<RUNC> {
-    async fn start() -> Self {
+    type Ground = NameServer;
+
+    fn prepare() -> NameServer {
+        NameServer::start()
+    }
+
+    async fn start(names: NameServer) -> Self {
         let runtime = if RUNC { RuntimeChoice::Runc } else { RuntimeChoice::Crun };
-        let instance = Instance::new(runtime).await;
-        let engine = instance.open().await;
-        Self { instance, engine, outside: OnceCell::new() }
+        let mut instance = Instance::new(runtime).await;
+        instance.bound();
+        let [inside, gateway] = [(); 2].map(|()| TcpListener::bind("0.0.0.0:0").unwrap());
+        instance.options.gateway_port = Some(gateway.local_addr().unwrap().port());
+        instance.options.names_again = Duration::from_millis(50);
+        let engine = Mutex::new(Some(instance.open().await));
+        Self { instance, engine, inside, gateway, names, outside: OnceCell::new() }
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
-        Arc::clone(&self.engine) as Arc<dyn Engine>
+        self.local() as Arc<dyn Engine>
+    }
+
+    async fn restart(&self) {
+        self.close().await;
+        let engine = self.instance.open().await;
+        *self.engine.lock().unwrap() = Some(engine);
     }
 
     fn image(&self) -> ImageRef {
         app()
     }
 
+    fn root_image(&self) -> ImageRef {
+        root_app()
+    }
+
     fn missing_image(&self) -> ImageRef {
         "localhost/nothing:1".parse().unwrap()
+    }
+
+    fn bounds(&self) -> Bounds {
+        let options = &self.instance.options;
+        Bounds {
+            processes: options.process_limit,
+            memory_bytes: options.default_memory_bytes,
+            tmp_bytes: options.tmp_bytes,
+            root_bytes: options.root_bytes,
+            files: 65_536,
+            log_bytes: options.log_bytes,
+        }
+    }
+
+    fn inside(&self) -> Vec<SocketAddr> {
+        let service = self.inside.local_addr().unwrap().port();
+        let door = self.gateway.local_addr().unwrap().port();
+        let bridge = self.local().gateway_address();
+        vec![
+            SocketAddr::from((bridge, service)),
+            SocketAddr::from((host_address(), service)),
+            SocketAddr::from((Ipv4Addr::LOCALHOST, service)),
+            // By the gateway's port, and not by its address.
+            SocketAddr::from((host_address(), door)),
+        ]
+    }
+
+    fn gateway(&self) -> String {
+        format!("gateway.openfaas:{}", self.gateway.local_addr().unwrap().port())
+    }
+
+    fn set_name(&self, name: &str, addresses: &[Ipv4Addr]) {
+        self.names.set(name, addresses);
     }
 
     async fn outside(&self) -> [SocketAddr; 2] {
@@ -257,9 +337,8 @@ impl<const RUNC: bool> Harness for Local<RUNC> {
     }
 
     async fn stop(self) {
+        self.close().await;
         drop(self.outside);
-        self.engine.shutdown().await;
-        drop(self.engine);
         self.instance.destroy().await;
     }
 }

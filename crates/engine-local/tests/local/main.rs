@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step ends its test")]
 
 mod adoption;
+mod cgroups;
 mod conformance;
 mod harness;
 mod hostile;
@@ -11,6 +12,7 @@ mod limits;
 mod names;
 mod network;
 mod registry;
+mod rest;
 mod shares;
 mod store;
 mod upgrade;

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// What is said of a name, and how often that was.
-type Known = BTreeMap<String, (Vec<Ipv4Addr>, usize)>;
+/// What is said of names.
+type Known = BTreeMap<String, Vec<Ipv4Addr>>;
 
 /// The only name server that this thread, and those started by it from now on, know of.
+#[derive(Debug)]
 pub(crate) struct NameServer {
     known: Arc<Mutex<Known>>,
     /// What `/etc/resolv.conf` shows.
@@ -50,12 +51,7 @@ impl NameServer {
 
     /// What a name stands for from now on.
     pub(crate) fn set(&self, name: &str, addresses: &[Ipv4Addr]) {
-        self.known.lock().unwrap().entry(name.to_owned()).or_default().0 = addresses.to_vec();
-    }
-
-    /// How often somebody asked for the IPv4 addresses of a name.
-    pub(crate) fn asked(&self, name: &str) -> usize {
-        self.known.lock().unwrap().get(name).map_or(0, |(_, asked)| *asked)
+        self.known.lock().unwrap().insert(name.to_owned(), addresses.to_vec());
     }
 }
 
@@ -77,9 +73,8 @@ fn answer(question: &[u8], known: &Mutex<Known>) -> Option<Vec<u8>> {
     let end = question.len() - rest.len() + 4;
     let mut addresses = Vec::new();
     if kind == 1
-        && let Some((of, asked)) = known.lock().unwrap().get_mut(&labels.join("."))
+        && let Some(of) = known.lock().unwrap().get(&labels.join("."))
     {
-        *asked += 1;
         addresses.clone_from(of);
     }
     let mut answer = question[..2].to_vec();

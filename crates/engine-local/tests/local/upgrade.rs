@@ -10,7 +10,7 @@ use updraft_engine_local::RuntimeChoice;
 
 use crate::harness::{Instance, answer, status, until};
 use crate::hostile::{deploy, owned};
-use crate::network::{Outside, gateway, host_address, ip, ip_says};
+use crate::network::{Outside, host_address, ip, ip_says};
 
 /// Where the groups of the only replica are, in whichever trees there are.
 fn group_folders(instance: &str) -> Vec<PathBuf> {
@@ -73,7 +73,7 @@ async fn a_replica_from_before_tenants_goes_on_behind_the_same_walls_until_it_is
     assert_eq!(answer(address, &public).await, "connected");
     for target in [
         other,
-        SocketAddr::from((gateway(&engine), port)),
+        SocketAddr::from((engine.gateway_address(), port)),
         SocketAddr::from((host_address(), port)),
         "169.254.169.254:80".parse().unwrap(),
     ] {

@@ -1,23 +1,16 @@
 //! Claims about what a function reaches, and who reaches it.
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::sync::Arc;
 
-use updraft_model::{FunctionSpec, annotations, labels};
+use updraft_model::FunctionSpec;
 
-use super::{Harness, Judge};
+use super::{Harness, Judge, narrowed};
 use crate::{EngineError, Wake};
 
 impl<H: Harness> Judge<H> {
-    /// A function with this annotation about what it may reach.
-    fn narrowed(&self, name: &str, egress: &str) -> FunctionSpec {
-        let mut spec = self.spec(name);
-        spec.annotations.insert(annotations::EGRESS.into(), egress.into());
-        spec
-    }
-
-    /// Whether a function gets a connection.
-    async fn reaches(&self, spec: &FunctionSpec, target: SocketAddr) -> bool {
+    /// Whether a function gets a connection to an address or a name with a port.
+    pub(super) async fn reaches(&self, spec: &FunctionSpec, target: impl Display) -> bool {
         match self.call(&spec.id, &format!("/connect/{target}")).await.status {
             200 => true,
             500 => false,
@@ -29,7 +22,7 @@ impl<H: Harness> Judge<H> {
 /// Without a word about it, a function reaches the public.
 pub async fn an_open_function_reaches_the_outside<H: Harness>(judge: Arc<Judge<H>>) {
     let [one, other] = judge.harness.outside().await;
-    for spec in [judge.spec("silent"), judge.narrowed("open", "open")] {
+    for spec in [judge.spec("silent"), narrowed(judge.spec("open"), "open")] {
         judge.deploy(&spec).await;
         assert!(judge.reaches(&spec, one).await && judge.reaches(&spec, other).await);
     }
@@ -38,7 +31,7 @@ pub async fn an_open_function_reaches_the_outside<H: Harness>(judge: Arc<Judge<H
 /// `closed` is nothing at all, and others still call the function.
 pub async fn a_closed_function_reaches_nothing<H: Harness>(judge: Arc<Judge<H>>) {
     let [one, other] = judge.harness.outside().await;
-    let spec = judge.narrowed("closed", "closed");
+    let spec = narrowed(judge.spec("closed"), "closed");
     judge.deploy(&spec).await;
     assert!(!judge.reaches(&spec, one).await && !judge.reaches(&spec, other).await);
     assert_eq!(judge.body(&spec.id, "/").await, "hello");
@@ -55,7 +48,7 @@ pub async fn a_list_opens_what_it_names_and_nothing_else<H: Harness>(judge: Arc<
         ("gateway", "gateway".to_owned(), [false, false]),
         ("public", "public".to_owned(), [true, true]),
     ] {
-        let spec = judge.narrowed(name, &list);
+        let spec = narrowed(judge.spec(name), &list);
         judge.deploy(&spec).await;
         let found = [judge.reaches(&spec, one).await, judge.reaches(&spec, other).await];
         assert_eq!(found, reached, "{list}");
@@ -64,16 +57,11 @@ pub async fn a_list_opens_what_it_names_and_nothing_else<H: Harness>(judge: Arc<
 
 /// Neither another tenant's replica nor one of the same tenant.
 pub async fn no_function_reaches_another_by_its_address<H: Harness>(judge: Arc<Judge<H>>) {
-    let owned = |name: &str, owner: &str| {
-        let mut spec = judge.spec(name);
-        spec.labels.insert(labels::GIT_OWNER.into(), owner.into());
-        spec
-    };
-    let caller = owned("alice-caller", "alice");
+    let caller = judge.owned("alice", "alice-caller");
     judge.deploy(&caller).await;
-    for spec in [owned("alice-other", "alice"), owned("bob-function", "bob")] {
+    for spec in [judge.owned("alice", "alice-other"), judge.owned("bob", "bob-function")] {
         judge.deploy(&spec).await;
-        let address = judge.engine().endpoints().borrow()[&spec.id].ready[0].address;
+        let address = judge.address(&spec.id);
         assert!(!judge.reaches(&caller, address).await, "{} is reached", spec.id.name);
         assert_eq!(judge.body(&spec.id, "/").await, "hello");
     }
@@ -86,7 +74,7 @@ pub async fn a_policy_changes_with_the_function<H: Harness>(judge: Arc<Judge<H>>
     for (egress, reached) in
         [("open", [true, true]), (&list, [false, true]), ("closed", [false, false])]
     {
-        let spec = judge.narrowed("changing", egress);
+        let spec = narrowed(judge.spec("changing"), egress);
         judge.deploy(&spec).await;
         let found = [judge.reaches(&spec, one).await, judge.reaches(&spec, other).await];
         assert_eq!(found, reached, "{egress}");
@@ -96,7 +84,7 @@ pub async fn a_policy_changes_with_the_function<H: Harness>(judge: Arc<Judge<H>>
 /// Nothing runs that would reach more than was meant.
 pub async fn a_policy_that_means_nothing_is_refused<H: Harness>(judge: Arc<Judge<H>>) {
     for egress in ["opne", "10.0.0.0/33", "198.51.100.1:99999"] {
-        let spec = judge.narrowed("mistaken", egress);
+        let spec = narrowed(judge.spec("mistaken"), egress);
         let refused = judge.engine().apply(spec, Wake::Keep).await;
         assert!(
             matches!(refused, Err(EngineError::InvalidSpec(_) | EngineError::Invalid(_))),

@@ -10,12 +10,12 @@ use super::{Harness, Judge, PATIENCE, with_environment};
 use crate::{EngineError, ReplicaExit, ReplicaId, ReplicaState, Wake};
 
 impl<H: Harness> Judge<H> {
-    fn first_replica(&self, id: &FunctionId) -> ReplicaId {
+    pub(super) fn first_replica(&self, id: &FunctionId) -> ReplicaId {
         self.engine().endpoints().borrow()[id].ready[0].replica.clone()
     }
 
     /// Waits until another replica than this one serves.
-    async fn until_replaced(&self, id: &FunctionId, before: &ReplicaId) {
+    pub(super) async fn until_replaced(&self, id: &FunctionId, before: &ReplicaId) {
         self.until("another replica is ready", || async {
             let table = self.engine().endpoints().borrow().clone();
             table[id].ready.first().is_some_and(|endpoint| endpoint.replica != *before)
@@ -23,7 +23,16 @@ impl<H: Harness> Judge<H> {
         .await;
     }
 
-    async fn last_exit(&self, id: &FunctionId) -> ReplicaExit {
+    /// Waits until a replica is not there any more, not even on its way out.
+    pub(super) async fn until_gone(&self, id: &FunctionId, replica: &ReplicaId) {
+        self.until("the old replica is gone", || async {
+            let told = self.engine().replicas(id).await.unwrap();
+            !told.iter().any(|told| told.id == *replica)
+        })
+        .await;
+    }
+
+    pub(super) async fn last_exit(&self, id: &FunctionId) -> ReplicaExit {
         self.status(id).await.last_exit.expect("an end is told")
     }
 }
@@ -99,6 +108,30 @@ pub async fn a_crash_loop_backs_off_and_says_so<H: Harness>(judge: Arc<Judge<H>>
             status.trouble.is_none() && status.message.is_none()
         })
         .await;
+}
+
+/// A function that does nothing cannot fail: that is no sign that it is well.
+pub async fn a_function_that_rests_between_two_crashes_still_says_so<H: Harness>(
+    judge: Arc<Judge<H>>,
+) {
+    if !judge.can_freeze() {
+        return;
+    }
+    let spec = judge.spec("brittle");
+    judge.deploy(&spec).await;
+    for _ in 0..2 {
+        let before = judge.first_replica(&spec.id);
+        assert!(judge.try_call(&spec.id, "/exit/4").await.is_err());
+        judge.until_replaced(&spec.id, &before).await;
+    }
+    judge.frozen(&spec.id).await;
+    for rests in [true, false] {
+        let status = judge.status(&spec.id).await;
+        assert_eq!(status.trouble.map(|trouble| trouble.failures), Some(2), "rests: {rests}");
+        let message = status.message.expect("it says what is wrong");
+        assert!(message.contains('4') && message.contains("2 times"), "{message}");
+        assert_eq!(judge.body(&spec.id, "/").await, "hello");
+    }
 }
 
 /// Each replica is told with what it does and uses.

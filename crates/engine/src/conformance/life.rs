@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use updraft_model::{FunctionId, labels};
 
 use super::{Harness, Judge, PATIENCE, with_environment};
-use crate::{Availability, EngineError, Expect, Fault, Revision, Wake};
+use crate::{Availability, EngineError, Expect, Fault, LogQuery, Revision, Wake};
 
 /// A function goes through its whole life.
 pub async fn a_function_is_created_listed_described_and_removed<H: Harness>(judge: Arc<Judge<H>>) {
@@ -309,8 +312,39 @@ pub async fn an_open_request_ends_before_its_replica_goes<H: Harness>(judge: Arc
     judge.until("the request is under way", || async { replica.load.in_flight() == 1 }).await;
     judge.deploy(&with_environment(spec.clone(), &[("answer", "new")])).await;
     assert_eq!(judge.body(&spec.id, "/").await, "new");
+    assert!(replica.load.lease().is_none(), "whoever holds an older table gets no lease either");
     Judge::<H>::request(replica.address, "/release").await.expect("it is still there");
     assert_eq!(open.await.unwrap().map(|answer| answer.body), Ok("released".to_owned()));
+    judge.until_gone(&spec.id, &replica.replica).await;
+}
+
+/// What became of a request that asked for another protocol holds its replica as a request does.
+pub async fn an_upgraded_connection_goes_on_while_its_function_is_replaced<H: Harness>(
+    judge: Arc<Judge<H>>,
+) {
+    let spec = judge.spec("talkative");
+    judge.deploy(&spec).await;
+    let replica = Arc::clone(&judge.engine().endpoints().borrow()[&spec.id].ready[0]);
+    let lease = replica.load.lease().expect("its door is open");
+    let mut stream = TcpStream::connect(replica.address).await.unwrap();
+    let request = "GET /upgrade HTTP/1.1\r\nHost: function\r\nConnection: Upgrade\r\n\
+                   Upgrade: echo\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    for answer in ["one", "two"] {
+        judge.deploy(&with_environment(spec.clone(), &[("answer", answer)])).await;
+        assert_eq!(judge.body(&spec.id, "/").await, answer);
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let mut said = [0; 3];
+        stream.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, answer.as_bytes());
+    }
+    drop((stream, lease));
+    judge.until_gone(&spec.id, &replica.replica).await;
 }
 
 /// The number of replicas follows what is asked for, and is told at once.
@@ -403,6 +437,11 @@ pub async fn a_sleeping_function_wakes_when_it_is_asked_for<H: Harness>(judge: A
         assert_eq!(caller.await.unwrap(), "old");
     }
     judge.until_ready(&spec.id, 1).await;
+    let query =
+        LogQuery { id: spec.id.clone(), instance: None, since: None, tail: None, follow: false };
+    let lines: Vec<_> = judge.engine().logs(query).await.unwrap().collect().await;
+    let starts = lines.iter().flatten().filter(|line| line.text == "conformance app starts");
+    assert_eq!(starts.count(), 2, "once before it slept, and once for all that woke it");
 }
 
 /// A replica that ends by itself is replaced.

@@ -12,21 +12,21 @@ use super::{Harness, Judge, PATIENCE, with_environment};
 use crate::{Availability, EngineError, ReplicaId, Wake};
 
 impl<H: Harness> Judge<H> {
-    fn can_freeze(&self) -> bool {
+    pub(super) fn can_freeze(&self) -> bool {
         self.engine().capabilities().freeze
     }
 
-    fn availability(&self, id: &FunctionId) -> Availability {
+    pub(super) fn availability(&self, id: &FunctionId) -> Availability {
         self.engine().endpoints().borrow()[id].availability.clone()
     }
 
-    fn replicas(&self, id: &FunctionId) -> Vec<ReplicaId> {
+    pub(super) fn replicas(&self, id: &FunctionId) -> Vec<ReplicaId> {
         let table = self.engine().endpoints().borrow().clone();
         table[id].ready.iter().map(|endpoint| endpoint.replica.clone()).collect()
     }
 
     /// Freezes a function that nobody calls.
-    async fn frozen(&self, id: &FunctionId) {
+    pub(super) async fn frozen(&self, id: &FunctionId) {
         let what = format!("{id} is frozen");
         self.until(&what, || async { self.engine().freeze(id).await.unwrap() }).await;
         assert_eq!(self.availability(id), Availability::Frozen);

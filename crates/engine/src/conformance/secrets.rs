@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use updraft_model::{ItemKey, Namespace, SecretName};
 
-use super::{Harness, Judge};
+use super::{Harness, Judge, PATIENCE};
 use crate::{
     EngineError, NamespaceInfo, PutSecret, SECRET_BYTES_MAX, SecretChange, SecretContent,
     SecretOrigin, SecretValue, Wake,
@@ -183,6 +183,22 @@ pub async fn a_secret_is_a_file_that_only_the_function_reads<H: Harness>(judge: 
     assert_eq!(other.status, 500);
     let write = judge.call(&spec.id, "/write/var/openfaas/secrets/token").await;
     assert_eq!(write.status, 500);
+    // Whoever else is in the same world reads nothing.
+    let user = judge.body(&spec.id, "/read/proc/self/status").await;
+    let own = |field: &str| {
+        let line = user.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.split_whitespace().next().unwrap().to_owned()
+    };
+    for folder in ["/var/openfaas/secrets", "/run/secrets"] {
+        let told = judge.body(&spec.id, &format!("/stat{folder}/token")).await;
+        let [mode, user, group] = told.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("`{told}` is no mode, user and group");
+        };
+        let mode = u32::from_str_radix(mode, 8).unwrap();
+        assert_eq!(mode & 0o337, 0, "{told}: read by user and group at most, written by nobody");
+        let by_user = user == own("Uid:") && mode & 0o040 == 0;
+        assert!(by_user || group == own("Gid:"), "{told}: others than the function read it");
+    }
     // In the order they were given.
     assert_eq!(judge.status(&spec.id).await.spec.secrets, spec.secrets);
 }
@@ -206,6 +222,37 @@ pub async fn an_updated_secret_is_seen_by_running_replicas<H: Harness>(judge: Ar
     assert_eq!(judge.body(&spec.id, path).await, "new");
     engine.remove_secret(&place, &secret("token")).await.unwrap();
     assert_eq!(judge.body(&spec.id, path).await, "new");
+}
+
+/// Whoever reads while a secret changes gets the old value or the new one, and all of it.
+pub async fn a_secret_is_never_seen_half_updated<H: Harness>(judge: Arc<Judge<H>>) {
+    const UPDATES: usize = 40;
+    let engine = judge.engine();
+    let mut spec = judge.spec("watchful");
+    let (place, name) = (spec.id.namespace.clone(), secret("token"));
+    let value = |number: usize| number.to_string().repeat(20_000);
+    engine.create_secret(&place, &name, SecretValue::new(value(0))).await.unwrap();
+    spec.secrets = vec![name.clone()];
+    judge.deploy(&spec).await;
+    let reader = tokio::spawn({
+        let (judge, id) = (Arc::clone(&judge), spec.id.clone());
+        async move {
+            let (mut last, mut seen) = (0, 0);
+            while last < UPDATES {
+                let body = judge.body(&id, "/read/var/openfaas/secrets/token").await;
+                let now = (last..=UPDATES).find(|number| body == value(*number));
+                let now = now.unwrap_or_else(|| panic!("{} bytes are no value", body.len()));
+                seen += usize::from(now != last);
+                last = now;
+            }
+            seen
+        }
+    });
+    for number in 1..=UPDATES {
+        engine.update_secret(&place, &name, SecretValue::new(value(number))).await.unwrap();
+    }
+    let seen = tokio::time::timeout(PATIENCE, reader).await.expect("the last value is seen");
+    assert!(seen.unwrap() > 0);
 }
 
 /// Nothing is deployed with a secret that is not there.

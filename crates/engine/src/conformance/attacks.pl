@@ -1,4 +1,4 @@
-# Attacks from inside a container, for the hostile battery. Prints what came of one: `done`, or
+# Attacks from inside a function, for the hostile battery. Prints what came of one: `done`, or
 # the number of the error (1 not permitted, 2 no such file, 11 try again, 13 denied, 27 too large,
 # 28 no space, 30 read-only, 38 no such call). Uses nothing but the interpreter itself, not one module:
 # the image has none.
@@ -36,18 +36,28 @@ if ($attack eq "call") {
     call("ptrace", 16, $child, 0, 0);
     kill 9, $child;
     waitpid $child, 0;
-} elsif ($attack eq "open") {
-    # Read or write a file; `empty` when there is nothing in it.
-    my ($mode, $path) = @args;
-    if (open my $file, $mode, $path) {
-        if ($mode eq "<") { my $n = sysread($file, my $text, 64); print $n ? "done\n" : defined $n ? "empty\n" : ($! + 0) . "\n"; }
-        else { told(syswrite($file, "1") && close $file); }
+} elsif ($attack eq "read") {
+    # `empty` when there is nothing in it.
+    if (open my $file, "<", $args[0]) {
+        my $n = sysread($file, my $text, 64);
+        print $n ? "done\n" : defined $n ? "empty\n" : ($! + 0) . "\n";
     } else { told(0); }
+} elsif ($attack eq "write") {
+    if (open my $file, ">", $args[0]) { told(syswrite($file, "1") && close $file); }
+    else { told(0); }
 } elsif ($attack eq "socket") {
     told(socket my $s, $args[0], $args[1], $args[2]);
 } elsif ($attack eq "bind") {
     socket my $s, 2, 1, 0 or told(0);
     told(bind $s, pack "S n a4 x8", 2, $args[0], "\0\0\0\0");
+} elsif ($attack eq "forge") {
+    # A packet from an address that is somebody else's: freely bound (15), transparent (19).
+    my ($from, $to, $port, $option) = @args;
+    my $address = sub { pack "S n a4 x8", 2, $_[1], pack("C4", split(/\./, $_[0])) };
+    socket my $s, 2, 2, 0 or told(0);
+    setsockopt $s, 0, $option, pack("i", 1) or do { told(0); exit; };
+    bind $s, $address->($from, 0) or do { told(0); exit; };
+    told(send $s, "forged", 0, $address->($to, $port));
 } elsif ($attack eq "fill") {
     # Writes a file until something stops it; tells the error and how many MiB there were.
     open my $file, ">", $args[0] or told(0);
