@@ -1,8 +1,13 @@
 //! What uses the disk: images that no release needs go, what is kept can be gone back to, and
 //! whoever asks is told which is which.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
+use serde_json::json;
+use updraft_tests::images::Recipe;
 use updraft_tests::{Cloud, Repository, eventually, fixture};
 
 /// A window of one release, looked at all the time.
@@ -51,4 +56,56 @@ async fn images_of_old_releases_go_and_a_rollback_to_one_says_so() {
     for command in [&["disk"][..], &["images", "list"], &["releases", "demo/page"]] {
         eprintln!("$ updraft {}\n{}", command.join(" "), cloud.run_ok(command));
     }
+}
+
+const IMAGE: &str = "functions/page:latest";
+
+/// Writes until not one more byte fits.
+fn fill(file: &Path) {
+    let mut file = File::create(file).expect("a file can be made");
+    for piece in [1 << 20, 1 << 12, 1] {
+        while file.write_all(&vec![1; piece]).is_ok() {}
+    }
+}
+
+#[tokio::test]
+async fn a_disk_without_any_room_is_told_as_such_and_what_runs_goes_on() {
+    let mut cloud = Cloud::on_a_disk_of(640 << 20);
+    let environment = &["mode=classic", "fprocess=cat"];
+    cloud.load(&Recipe { names: &[IMAGE], environment, ..Recipe::default() });
+    cloud.resume();
+    let deployment = |name: &str, answer: &str| {
+        json!({ "service": name, "image": IMAGE, "envVars": { "answer": answer } }).to_string()
+    };
+    let answer = cloud.openfaas("POST", "/system/functions", &deployment("page", "1")).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    let says = async |text: &str| {
+        let answer = cloud.send("POST", "127.0.0.1", "/function/page", &[], text).await;
+        (answer.status == 200).then_some(answer.body)
+    };
+    let ready = async || says("hello").await;
+    let first = eventually("the function answers", Duration::from_mins(1), ready).await;
+    assert_eq!(first, "hello");
+
+    let filler = cloud.data_dir().join("filler");
+    fill(&filler);
+    let secret = json!({ "name": "key", "value": "x".repeat(8192) }).to_string();
+    for (method, path, body) in [
+        ("POST", "/system/functions", deployment("other", "2")),
+        ("PUT", "/system/functions", deployment("page", "2")),
+        ("POST", "/system/secrets", secret.clone()),
+    ] {
+        let answer = cloud.openfaas(method, path, &body).await;
+        assert_eq!(answer.status, 507, "{method} {path}: {}", answer.body);
+        assert!(answer.body.contains("disk is full"), "{}", answer.body);
+    }
+    assert_eq!(says("still here").await.as_deref(), Some("still here"));
+    let other = cloud.openfaas("GET", "/system/function/other", "").await;
+    assert_eq!(other.status, 404, "nothing of it was kept");
+
+    std::fs::remove_file(&filler).unwrap();
+    let answer = cloud.openfaas("POST", "/system/secrets", &secret).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    let answer = cloud.openfaas("PUT", "/system/functions", &deployment("page", "2")).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
 }

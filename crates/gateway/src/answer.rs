@@ -173,6 +173,13 @@ fn engine_failure_of(error: &EngineError) -> Failure {
         EngineError::Invalid(_) | EngineError::InvalidSpec(_) | EngineError::Image { .. } => {
             StatusCode::BAD_REQUEST
         }
+        EngineError::Engine { .. } if error.is_for_want_of_space() => {
+            tracing::error!(error = %with_causes(error), "the disk is full");
+            return Failure::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                format!("{error}: the server's disk is full, so nothing was changed"),
+            );
+        }
         EngineError::NotReady { .. } | EngineError::Engine { .. } => {
             tracing::error!(error = %with_causes(error), "the engine failed a gateway request");
             StatusCode::INTERNAL_SERVER_ERROR
