@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use updraft_tests::{Cloud, Connection, Repository, eventually, fixture, sweep_leftovers};
+use updraft_tests::{Cloud, Connection, Repository, Traces, eventually, fixture, sweep_leftovers};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -345,4 +345,36 @@ async fn a_killed_test_run_leaves_nothing_that_the_next_one_trips_over() {
     }
     sweep_leftovers();
     assert!(!folder.exists(), "{} is still there", folder.display());
+}
+
+#[tokio::test]
+async fn a_cloud_whose_data_directory_was_removed_is_cleared_away_by_the_next_that_starts() {
+    let mut cloud = Cloud::start();
+    let token = cloud.token("demo");
+    let repository = Repository::new();
+    let page = fixture::site(&repository, "page", "forgotten");
+    fixture::stack(&repository, &[page]);
+    repository.commit("Forget");
+    repository.push(&cloud.git_url("demo", &token, "site")).expect_success();
+    cloud.kill();
+    // Out of its place is as good as removed, and lets the test clear up after it.
+    let (data_dir, moved) = (cloud.data_dir(), cloud.data_dir().with_extension("moved"));
+    std::fs::rename(&data_dir, &moved).unwrap();
+    let kinds = ["process", "network device", "firewall table", "control group", "folder"];
+    let traces = Traces::of(&moved);
+    for kind in kinds {
+        assert!(!traces.of_kind(kind).is_empty(), "no {kind} in {traces:#?}");
+    }
+
+    let other = Cloud::start();
+    eventually("nothing of it is left", Duration::from_mins(2), async || {
+        let left = Traces::of(&moved);
+        kinds.iter().all(|kind| left.of_kind(kind).is_empty()).then_some(())
+    })
+    .await;
+    // The one that cleared up is untouched, and the other can be brought back.
+    assert!(!other.traces().of_kind("control group").is_empty());
+    std::fs::rename(&moved, &data_dir).unwrap();
+    cloud.resume();
+    page_says(&cloud, "/page", "forgotten").await;
 }

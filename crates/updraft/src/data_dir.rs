@@ -4,9 +4,11 @@
 //! This is the one place that knows the layout; crates are handed the paths they own.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,12 @@ use serde::{Deserialize, Serialize};
 
 /// Hex digits of an instance id; few enough for the names of network devices.
 const INSTANCE_DIGITS: usize = 8;
+
+/// Where what does not outlive a reboot lies, a folder for each instance.
+pub(crate) const RUN: &str = "/run";
+
+/// How the names of these folders begin; the instance follows.
+pub(crate) const VOLATILE: &str = "updraft-";
 
 /// A data directory and the id of the instance that lives in it.
 #[derive(Debug, Clone)]
@@ -162,7 +170,17 @@ impl DataDir {
 
     /// What does not outlive a reboot: mounts, bundles, runtime state.
     pub(crate) fn volatile(&self) -> PathBuf {
-        PathBuf::from(format!("/run/updraft-{}", self.instance))
+        Path::new(RUN).join(format!("{VOLATILE}{}", self.instance))
+    }
+
+    /// Says in [`Self::volatile`] whose it is, and holds it as long as the server runs.
+    pub(crate) fn claim_volatile(&self) -> Result<DataDirLock> {
+        claim_volatile(&self.volatile(), &self.root)
+    }
+
+    /// Says in [`Self::volatile`] whose it is.
+    pub(crate) fn note_volatile(&self) -> Result<()> {
+        note_volatile(&self.volatile(), &self.root)
     }
 
     /// Removes what does not outlive a reboot, nothing being mounted in it any more.
@@ -210,6 +228,41 @@ impl DataDir {
             tracing::debug!(%error, "the server record was gone already");
         }
     }
+}
+
+/// The data directory that a volatile folder belongs to, if it says so.
+pub(crate) fn volatile_owner(folder: &Path) -> Option<PathBuf> {
+    let path = fs::read(folder.join("data-dir")).ok()?;
+    Some(PathBuf::from(OsString::from_vec(path))).filter(|path| path.is_absolute())
+}
+
+/// What a server holds in its volatile folder. Beside the lock in the data directory: that one is
+/// gone when somebody has removed the directory under it.
+pub(crate) fn volatile_lock(folder: &Path) -> PathBuf {
+    folder.join("lock")
+}
+
+fn note_volatile(folder: &Path, owner: &Path) -> Result<()> {
+    if volatile_owner(folder).as_deref() == Some(owner) {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    write_whole(&folder.join("data-dir"), owner.as_os_str().as_bytes())
+}
+
+pub(crate) fn claim_volatile(folder: &Path, owner: &Path) -> Result<DataDirLock> {
+    note_volatile(folder, owner)?;
+    let path = volatile_lock(folder);
+    let claim = || {
+        let file = File::create(&path)?;
+        file.lock()?;
+        Ok::<_, std::io::Error>(file)
+    };
+    claim().map(DataDirLock).with_context(|| format!("cannot lock {}", path.display()))
 }
 
 fn read_or_choose_instance(path: &Path) -> Result<String> {

@@ -3,6 +3,7 @@
 //! `up` puts the crates together into one running cloud; every other command is a client of it,
 //! or works on the data directory where no server is needed.
 
+mod abandoned;
 mod cli;
 mod command;
 mod config;

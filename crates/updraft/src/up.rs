@@ -5,6 +5,7 @@
 //! is open.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,11 +47,11 @@ use updraft_store::access::Access;
 use crate::cli::{Global, Up};
 use crate::command::{self, images};
 use crate::config::{Config, GatewayConfig, QueueBackend};
-use crate::data_dir::{DataDir, ServerRecord};
+use crate::data_dir::{self, DataDir, ServerRecord};
 use crate::key_ring;
 use crate::output::Output;
 use crate::shutdown::{Reason, Signals};
-use crate::{COMMIT, RELEASE, WATCHDOG, doctor, example};
+use crate::{COMMIT, RELEASE, WATCHDOG, abandoned, doctor, example};
 
 /// Connections that the system queues while the server is busy accepting others.
 const BACKLOG: u32 = 4096;
@@ -68,6 +69,7 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
     let metrics_listener = metrics_listener.context("metrics.listen cannot be used")?;
     let data_dir = DataDir::create(&global.data_dir)?;
     let _lock = data_dir.lock()?;
+    let _volatile = data_dir.claim_volatile()?;
     let mut signals = Signals::listen()?;
     raise_file_limit();
     leave_no_core();
@@ -104,6 +106,7 @@ pub(crate) async fn run(global: &Global, up: &Up, output: Output) -> Result<()> 
         pid: std::process::id(),
     })?;
     cloud.tell_ready(&data_dir, &config, address, output)?;
+    tokio::spawn(abandoned::sweep(Path::new(data_dir::RUN)));
 
     let with_example = !up.no_example;
     let reason = tokio::select! {

@@ -19,6 +19,7 @@ use crate::output::Output;
 
 /// Opens the store of a data directory; the one way in, for the server too.
 pub(crate) async fn open(data_dir: &DataDir) -> Result<ImageStore> {
+    data_dir.note_volatile()?;
     let run_root = data_dir.volatile().join("containers");
     let options = ImageStoreOptions::new(data_dir.containers(), run_root);
     Ok(ImageStore::open(options).await?)
@@ -26,6 +27,7 @@ pub(crate) async fn open(data_dir: &DataDir) -> Result<ImageStore> {
 
 /// As [`open`], as the server is configured.
 pub(crate) async fn open_with(data_dir: &DataDir, config: &ImagesConfig) -> Result<ImageStore> {
+    data_dir.note_volatile()?;
     let run_root = data_dir.volatile().join("containers");
     let options = ImageStoreOptions::new(data_dir.containers(), run_root);
     let (free_bytes_min, lease) = (config.free, config.settle);
