@@ -27,8 +27,10 @@ const SHOWN_OF_SYS: [&str; 2] = ["/sys/devices/system/cpu", "/sys/kernel/mm/tran
 /// Most open files of a replica.
 const OPEN_FILES: u64 = 65_536;
 
-/// The length of a scheduling period, in microseconds.
-pub(crate) const CPU_PERIOD: u64 = 100_000;
+/// The length of a scheduling period, in microseconds: how long a replica that has had its share
+/// waits at most, and how long one that comes back can be in the way of others. The usual tenth of
+/// a second makes both felt.
+const CPU_PERIOD: u64 = 20_000;
 
 /// What a container is made of.
 #[derive(Debug)]
@@ -63,6 +65,13 @@ pub(crate) struct Limits {
     pub(crate) tmp_bytes: u64,
     /// Longest file: what bounds the log even while nobody rotates it.
     pub(crate) file_bytes: u64,
+}
+
+/// A processor limit as the kernel keeps it: so much of each period, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CpuShare {
+    pub(crate) quota: u64,
+    pub(crate) period: u64,
 }
 
 /// The words of the command line: entry point, then command.
@@ -228,10 +237,14 @@ impl Bundle<'_> {
 }
 
 impl Limits {
-    /// How much of a scheduling period, in microseconds, where there is a limit.
-    pub(crate) fn cpu_quota(&self) -> Option<u64> {
-        // The kernel takes no quota under a millisecond.
-        self.cpu_millis.map(|millis| millis.saturating_mul(CPU_PERIOD / 1000).max(1000))
+    /// How much of how long a scheduling period, where there is a limit.
+    pub(crate) fn cpu(&self) -> Option<CpuShare> {
+        self.cpu_millis.map(|millis| {
+            let millis = millis.max(1);
+            // The kernel takes no quota under a millisecond; small ones are of longer periods.
+            let period = CPU_PERIOD.max(1_000_000_u64.div_ceil(millis));
+            CpuShare { quota: millis.saturating_mul(period) / 1000, period }
+        })
     }
 
     /// Memory for what connections hold in the kernel, in bytes, where that is counted apart: a
@@ -251,8 +264,8 @@ impl Limits {
             "pids": { "limit": self.processes },
             "devices": [{ "allow": false, "access": "rwm" }],
         });
-        if let Some(quota) = self.cpu_quota() {
-            resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD });
+        if let Some(CpuShare { quota, period }) = self.cpu() {
+            resources["cpu"] = json!({ "quota": quota, "period": period });
         }
         resources
     }
@@ -348,6 +361,13 @@ mod tests {
             },
             binds: vec![],
         };
+        let share = |millis| {
+            let share = Limits { cpu_millis: Some(millis), ..bundle.limits }.cpu().unwrap();
+            (share.quota, share.period)
+        };
+        assert_eq!([share(50), share(4000)], [(1_000, 20_000), (80_000, 20_000)]);
+        // What the kernel takes: no quota under a millisecond, no period over a second.
+        assert_eq!([share(3), share(0)], [(1_000, 333_334), (1_000, 1_000_000)]);
         let config = bundle.config();
         for set in ["bounding", "effective", "inheritable", "permitted", "ambient"] {
             assert_eq!(config["process"]["capabilities"][set], json!([]), "{set}");
@@ -356,7 +376,7 @@ mod tests {
         assert_eq!(config["root"]["readonly"], true);
         assert_eq!(config["linux"]["namespaces"].as_array().unwrap().len(), 7);
         assert_eq!(config["linux"]["uidMappings"][0]["hostID"], 131_072);
-        assert_eq!(config["linux"]["resources"]["cpu"]["quota"], 25_000);
+        assert_eq!(config["linux"]["resources"]["cpu"]["quota"], 5_000);
         assert_eq!(config["linux"]["resources"]["memory"]["swap"], 1);
         assert_eq!(config["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
     }

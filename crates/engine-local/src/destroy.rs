@@ -13,6 +13,7 @@ use crate::engine::LocalEngine;
 use crate::network;
 use crate::options::{LocalEngineOptions, OpenError};
 use crate::secrets::is_mount_point;
+use crate::volatile;
 
 /// How long killed processes may take to vanish.
 const VANISH_LIMIT: Duration = Duration::from_secs(10);
@@ -61,12 +62,7 @@ impl LocalEngine {
                 .map_err(io::Error::from)
                 .map_err(OpenError::file("unmount", &secrets))?;
         }
-        match fs::remove_dir_all(&options.run) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(OpenError::file("remove", &options.run)(error));
-            }
-            _ => {}
-        }
+        volatile::remove(&options.run)?;
         if let Some(instance) = options.run.parent() {
             // Only when nobody else has something in it.
             drop(fs::remove_dir(instance));

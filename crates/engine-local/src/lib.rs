@@ -46,6 +46,7 @@ mod stock;
 mod strays;
 mod tenants;
 mod user;
+mod volatile;
 
 pub use engine::{EngineReport, LocalEngine};
 pub use image::{ImageProcess, ImageSource, PreparedImage};

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -51,6 +52,8 @@ type Work = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub(crate) struct PrivateMounts {
     unified: UnifiedCgroup,
+    /// The program that will be started there.
+    program: Option<Arc<Path>>,
     /// Whether namespaces are made ahead yet. Before everything that starts need is mounted they
     /// must not be: where the host's mounts are private, later ones do not arrive in them.
     ahead: Arc<AtomicBool>,
@@ -60,7 +63,15 @@ pub(crate) struct PrivateMounts {
 
 impl PrivateMounts {
     pub(crate) fn new(unified: UnifiedCgroup) -> Self {
-        Self { unified, ahead: Arc::default(), spare: Arc::default() }
+        Self { unified, program: None, ahead: Arc::default(), spare: Arc::default() }
+    }
+
+    /// Shows `program` as a file that cannot be written, which saves a container runtime half of
+    /// its start: so that no container can overwrite it through `/proc/self/exe`, it would
+    /// otherwise lay such a mount over itself and begin anew.
+    pub(crate) fn with_read_only(mut self, program: PathBuf) -> Self {
+        self.program = Some(program.into());
+        self
     }
 
     /// Runs `work` on a thread of its own inside a fresh copy of the mount namespace.
@@ -119,9 +130,9 @@ impl PrivateMounts {
     async fn make(&self) -> io::Result<mpsc::Sender<Work>> {
         let (sender, work) = mpsc::channel::<Work>();
         let (made, ready) = oneshot::channel();
-        let unified = self.unified;
+        let (unified, program) = (self.unified, self.program.clone());
         thread::Builder::new().name("updraft-mounts".to_owned()).spawn(move || {
-            let entered = enter(unified);
+            let entered = enter(unified, program.as_deref());
             let failed = entered.is_err();
             if made.send(entered).is_err() || failed {
                 return;
@@ -142,7 +153,7 @@ impl fmt::Debug for PrivateMounts {
 }
 
 /// Moves this thread into a mount namespace of its own.
-fn enter(unified: UnifiedCgroup) -> io::Result<()> {
+fn enter(unified: UnifiedCgroup, program: Option<&Path>) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // Mounts and unmounts of the host still arrive here, nothing of ours gets out.
     let nothing = None::<&str>;
@@ -150,6 +161,21 @@ fn enter(unified: UnifiedCgroup) -> io::Result<()> {
     if unified == UnifiedCgroup::Hidden {
         umount2(UNIFIED, MntFlags::MNT_DETACH)?;
     }
+    if let Some(program) = program
+        && let Err(error) = make_read_only(program)
+    {
+        // It then does so by itself.
+        tracing::debug!(program = %program.display(), %error, "cannot be mounted over itself");
+    }
+    Ok(())
+}
+
+/// Lays a file over itself, read-only.
+fn make_read_only(file: &Path) -> io::Result<()> {
+    let nothing = None::<&str>;
+    mount(Some(file), file, nothing, MsFlags::MS_BIND, nothing)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(nothing, file, nothing, flags, nothing)?;
     Ok(())
 }
 
@@ -169,9 +195,6 @@ pub(crate) async fn on_own_thread<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
-    use std::path::{Path, PathBuf};
-
     fn is_mounted(path: &Path) -> bool {
         let list = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         list.lines().any(|line| line.split(' ').nth(4) == path.to_str())
@@ -193,6 +216,28 @@ mod tests {
             assert!(seen.await.unwrap());
             assert!(!is_mounted(&place));
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_cannot_be_written_there_and_still_be_replaced_outside() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().canonicalize().unwrap().join("program");
+        fs::write(&program, "one").unwrap();
+        let mounts = PrivateMounts::new(UnifiedCgroup::Shown).with_read_only(program.clone());
+        let ahead = mounts.make().await.unwrap();
+        mounts.lock().push_back(ahead);
+        let inside = program.clone();
+        let refused = mounts.run(move || Ok(fs::write(&inside, "two").map_err(|e| e.kind())));
+        assert_eq!(refused.await.unwrap(), Err(io::ErrorKind::ReadOnlyFilesystem));
+        // As a package manager does it, with a namespace waiting.
+        let ahead = mounts.make().await.unwrap();
+        mounts.lock().push_back(ahead);
+        let new = folder.path().join("new");
+        fs::write(&new, "three").unwrap();
+        fs::rename(&new, &program).unwrap();
+        let inside = program.clone();
+        let seen = mounts.run(move || fs::read_to_string(&inside));
+        assert_eq!(seen.await.unwrap(), "three");
     }
 
     /// As the runtime is tried out before the secrets' memory is mounted.

@@ -1,5 +1,6 @@
 //! The OCI runtime program: which one works here, and how it is called.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -58,6 +59,8 @@ pub(crate) enum RuntimeError {
 #[derive(Debug, Clone)]
 pub(crate) struct Runtime {
     name: &'static str,
+    /// Where it lies.
+    program: PathBuf,
     /// What it says of itself, for instance `crun version 1.8.1`.
     pub(crate) version: String,
     folder: PathBuf,
@@ -198,16 +201,16 @@ impl Runtime {
             let unified = if hidden { UnifiedCgroup::Hidden } else { UnifiedCgroup::Shown };
             let folder = options.runtime_folder().join(name);
             fs::create_dir_all(&folder).map_err(OpenError::file("create", &folder))?;
-            let version = match version(name).await {
-                Ok(version) => version,
+            let (program, version) = match find(name).await {
+                Ok(found) => found,
                 Err(reason) => {
                     refused.push(format!("{name}: {reason}"));
                     continue;
                 }
             };
-            let mounts = PrivateMounts::new(unified);
+            let mounts = PrivateMounts::new(unified).with_read_only(program.clone());
             let cgroups = cgroups.clone();
-            let runtime = Self { name, version, folder, mounts, cgroups, places };
+            let runtime = Self { name, program, version, folder, mounts, cgroups, places };
             match works(&runtime, options).await {
                 Ok(()) => return Ok((runtime, refused)),
                 Err(reason) => refused.push(format!("{name}: {reason}")),
@@ -230,12 +233,12 @@ impl Runtime {
         cgroups: &Cgroups,
     ) -> Result<Self, String> {
         let name = "runsc";
-        let version = version(name).await?;
+        let (program, version) = find(name).await?;
         let folder = options.runtime_folder().join(name);
         fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
         let mounts = PrivateMounts::new(UnifiedCgroup::Shown);
         let cgroups = cgroups.clone();
-        let runtime = Self { name, version, folder, mounts, cgroups, places: false };
+        let runtime = Self { name, program, version, folder, mounts, cgroups, places: false };
         works(&runtime, options).await.map(|()| runtime)
     }
 
@@ -245,7 +248,7 @@ impl Runtime {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(self.name);
+        let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.folder);
         match self.name {
             "crun" => {
@@ -260,9 +263,7 @@ impl Runtime {
             _ => {}
         }
         // Nothing of Updraft's own environment is the runtime's or the container's business.
-        let path =
-            std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-        command.env_clear().env("PATH", path).stdin(Stdio::null());
+        command.env_clear().env("PATH", search_path()).stdin(Stdio::null());
         command
     }
 
@@ -405,9 +406,13 @@ async fn works(runtime: &Runtime, options: &LocalEngineOptions) -> Result<(), St
     }
 }
 
-/// The first line that `--version` prints.
-async fn version(name: &str) -> Result<String, String> {
-    let output = tokio::process::Command::new(name)
+/// Where a program lies, and the first line that its `--version` prints.
+async fn find(name: &str) -> Result<(PathBuf, String), String> {
+    let path = search_path();
+    let mut folders = std::env::split_paths(&path).map(|folder| folder.join(name));
+    let program = folders.find(|path| path.is_file());
+    let program = program.ok_or("not installed")?;
+    let output = tokio::process::Command::new(&program)
         .arg("--version")
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -416,12 +421,17 @@ async fn version(name: &str) -> Result<String, String> {
     match output {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout);
-            Ok(text.lines().next().unwrap_or(name).to_owned())
+            let version = text.lines().next().unwrap_or(name).to_owned();
+            Ok((program, version))
         }
         Ok(output) => Err(format!("`{name} --version` ended with {}", output.status)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err("not installed".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(format!("`{}` cannot be started: {error}", program.display())),
     }
+}
+
+/// Where programs are looked for.
+fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into())
 }
 
 /// The last error in the runtime's own log.

@@ -11,7 +11,7 @@ use updraft_model::FunctionId;
 use crate::bundle;
 use crate::exit::Process;
 use crate::options::{LocalEngineOptions, OpenError};
-use crate::record::{FunctionRecord, ReplicaRecord, folder_entries};
+use crate::record::{FunctionRecord, ReplicaRecord, folder_entries, write_atomically};
 use crate::replica::Adopted;
 
 /// Where a host may have its real name servers when `/etc/resolv.conf` names a local one.
@@ -32,6 +32,14 @@ pub(crate) fn lock(state: &Path) -> Result<File, OpenError> {
         Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse(state.to_owned())),
         Err(fs::TryLockError::Error(error)) => Err(OpenError::file("lock", &path)(error)),
     }
+}
+
+/// Notes in the volatile folder which state it belongs to: other instances on the machine read
+/// there which users are taken.
+pub(crate) fn note_state_folder(options: &LocalEngineOptions) -> Result<(), OpenError> {
+    let path = options.run.join("state");
+    write_atomically(&path, options.state.as_os_str().as_encoded_bytes(), false)
+        .map_err(OpenError::file("write", &path))
 }
 
 /// The name servers that replicas can use.

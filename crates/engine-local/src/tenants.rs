@@ -315,12 +315,10 @@ mod tests {
         fs::rename(run.path().join("updraft-00000001"), run.path().join("updraft-00000009"))
             .unwrap();
         drop(second);
-        fs::create_dir_all(run.path().join("updraft-00000003/engine")).unwrap();
-        fs::write(
-            run.path().join("updraft-00000003/engine/state"),
-            first.state.as_os_str().as_bytes(),
-        )
-        .unwrap();
+        let run_of_first = run.path().join("updraft-00000003/engine");
+        fs::create_dir_all(&run_of_first).unwrap();
+        let first = LocalEngineOptions { run: run_of_first, ..first };
+        crate::stock::note_state_folder(&first).unwrap();
         let second = open(&options(other.path(), run.path(), "00000001"), &[]);
         for name in ["b", "c", "d"] {
             assert_ne!(second.range(&tenant(name)).unwrap(), a);

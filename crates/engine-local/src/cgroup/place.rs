@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Cgroups, Layout};
-use crate::bundle::{CPU_PERIOD, Limits};
+use crate::bundle::{CpuShare, Limits};
 
 /// Trees that a container stays out of: groups of `cpuset` take nobody before they are told which
 /// processors they have, and `unified` is the one of version 2.
@@ -77,8 +77,8 @@ impl Cgroups {
         }
         self.limit_sockets(group, limits)?;
         set("pids", "pids.max", &limits.processes.to_string())?;
-        if let Some(quota) = limits.cpu_quota() {
-            set("cpu", "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
+        if let Some(CpuShare { quota, period }) = limits.cpu() {
+            set("cpu", "cpu.cfs_period_us", &period.to_string())?;
             set("cpu", "cpu.cfs_quota_us", &quota.to_string())?;
         }
         set("devices", "devices.deny", "a")?;
@@ -197,8 +197,8 @@ mod tests {
             ("memory/g/x/memory.memsw.limit_in_bytes", "67108864"),
             ("memory/g/x/memory.kmem.tcp.limit_in_bytes", "16777216"),
             ("pids/g/x/pids.max", "12"),
-            ("cpu/g/x/cpu.cfs_period_us", "100000"),
-            ("cpu/g/x/cpu.cfs_quota_us", "25000"),
+            ("cpu/g/x/cpu.cfs_period_us", "20000"),
+            ("cpu/g/x/cpu.cfs_quota_us", "5000"),
             ("devices/g/x/devices.deny", "a"),
         ] {
             assert_eq!(fs::read_to_string(v1.path().join(file)).unwrap(), value, "{file}");

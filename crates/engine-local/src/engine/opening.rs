@@ -31,9 +31,10 @@ use crate::replica::{self, Adopted, Missed};
 use crate::runtime::Runtime;
 use crate::secrets::{Migrated, SecretStore};
 use crate::shared::Shared;
-use crate::stock::{Left, lock, private_folder, resolver_file, take_stock};
+use crate::stock::{Left, lock, note_state_folder, private_folder, resolver_file, take_stock};
 use crate::strays;
 use crate::tenants::{self, Tenants};
+use crate::volatile;
 
 /// Most containers that are started at the same time; more would only slow each other down.
 const LAUNCHES: usize = 8;
@@ -68,10 +69,11 @@ impl LocalEngine {
             return Err(OpenError::NotRoot);
         }
         Cgroups::detect().check().map_err(OpenError::Cgroups)?;
-        for folder in [&options.state, &options.run, &options.replica_folder()] {
-            private_folder(folder)?;
-        }
+        private_folder(&options.state)?;
         let lock = lock(&options.state)?;
+        volatile::open(&options.run)?;
+        private_folder(&options.replica_folder())?;
+        note_state_folder(&options)?;
         make_stage().map_err(OpenError::file("create", Path::new(STAGE)))?;
         let this = Path::new("/proc/self");
         exit::become_reaper().map_err(OpenError::file("become the reaper of", this))?;

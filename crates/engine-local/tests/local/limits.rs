@@ -67,7 +67,7 @@ async fn every_limit_holds(runtime: RuntimeChoice) {
         holds("", "memory.max", "67108864");
         holds("", "memory.swap.max", "0");
         holds("", "pids.max", "50");
-        holds("", "cpu.max", "25000 100000");
+        holds("", "cpu.max", "5000 20000");
     } else {
         holds("memory", "memory.limit_in_bytes", "67108864");
         for (file, value) in [
@@ -80,8 +80,8 @@ async fn every_limit_holds(runtime: RuntimeChoice) {
             }
         }
         holds("pids", "pids.max", "50");
-        holds("cpu", "cpu.cfs_period_us", "100000");
-        holds("cpu", "cpu.cfs_quota_us", "25000");
+        holds("cpu", "cpu.cfs_period_us", "20000");
+        holds("cpu", "cpu.cfs_quota_us", "5000");
         assert!(is_ours(&groups["freezer"]));
         let devices = read(&groups["devices"], "devices.list");
         assert!(is_ours(&groups["devices"]));
