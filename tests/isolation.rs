@@ -30,9 +30,12 @@ if [ -z "$address" ]; then echo "no such host"; exit; fi
 const READY_LIMIT: Duration = Duration::from_mins(1);
 
 fn cloud() -> Cloud {
+    Cloud::start_with_images(&[recipe()], &[])
+}
+
+fn recipe() -> Recipe<'static> {
     let environment = &["mode=classic", "fprocess=fetch"];
-    let recipe = Recipe { names: &[IMAGE], environment, scripts: &[FETCH], ..Recipe::default() };
-    Cloud::start_with_images(&[recipe], &[])
+    Recipe { names: &[IMAGE], environment, scripts: &[FETCH], ..Recipe::default() }
 }
 
 async fn deploy(cloud: &Cloud, name: &str, process: &str, annotations: Value) {
@@ -103,4 +106,31 @@ async fn a_function_reaches_functions_and_nothing_else_of_the_platform() {
     assert!(got.ends_with("no page\n") && !got.contains("HTTP"), "{got}");
     let got = fetched(&cloud, "closed", &format!("{gateway}/function/callee")).await;
     assert_eq!(got, "no such host\n");
+}
+
+#[tokio::test]
+async fn a_function_in_gvisor_has_a_kernel_of_its_own_and_calls_those_that_have_not() {
+    let cloud = cloud();
+    let machines = std::fs::read_to_string("/proc/version").unwrap();
+    let runsc = json!({"updraft.runtime": "runsc"});
+    deploy(&cloud, "caller", "fetch", runsc.clone()).await;
+    deploy(&cloud, "walled", "cat /proc/version", runsc).await;
+    deploy(&cloud, "plain", "cat /proc/version", json!({})).await;
+    let page = |name: &str| format!("http://gateway.openfaas:8080/function/{name}");
+    assert_eq!(fetched(&cloud, "caller", &page("plain")).await, machines);
+    let own = fetched(&cloud, "caller", &page("walled")).await;
+    assert!(own.starts_with("Linux version ") && own != machines, "{own}");
+    let status = cloud.run_ok(&["engine", "status"]);
+    assert!(status.contains("runsc version "), "{status}");
+}
+
+#[tokio::test]
+async fn where_the_operator_says_so_every_function_is_in_gvisor() {
+    let cloud = Cloud::start_configured("[isolation]\nruntime = \"runsc\"");
+    cloud.load(&recipe());
+    let annotations = json!({"updraft.runtime": "default"});
+    deploy(&cloud, "walled", "cat /proc/version", annotations).await;
+    let own = fetched(&cloud, "walled", "").await;
+    assert!(own.starts_with("Linux version "), "{own}");
+    assert_ne!(own, std::fs::read_to_string("/proc/version").unwrap());
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use rustix::process::Signal;
 use updraft_engine::Engine;
 use updraft_engine_local::RuntimeChoice;
+use updraft_model::{FunctionId, annotations};
 use updraft_tests::{Cloud, DataPlane, Repository, eventually};
 
 use crate::load::{Target, paced, requests_per_second};
@@ -37,18 +38,7 @@ pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()>
 
     let plane = DataPlane::start_with(RuntimeChoice::Runc).await;
     let id = plane.deploy("bench-runc", 1).await;
-    let mut samples = Vec::new();
-    for _ in 0..trials / 4 {
-        plane.engine.scale(&id, 0).await?;
-        eventually("the replica has gone", Duration::from_secs(20), async || {
-            plane.engine.replicas(&id).await.ok()?.is_empty().then_some(())
-        })
-        .await;
-        let start = Instant::now();
-        let answer = plane.call(&id).await;
-        anyhow::ensure!(answer.status == 200, "cold start: {} {}", answer.status, answer.body);
-        samples.push(start.elapsed());
-    }
+    let mut samples = cold_samples_inside(&plane, &id, trials / 4).await?;
     plane.stop().await;
     let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
     report.row(
@@ -56,6 +46,20 @@ pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()>
         format!("p50 {}, p99 {}", millis(p50), millis(p99)),
         "p50 ≤ 30 ms",
         Some(p50 <= 30 * MILLISECOND),
+    );
+
+    let plane = DataPlane::start().await;
+    let id = plane.deploy_with("bench-runsc", 1, &[(annotations::RUNTIME, "runsc")]).await;
+    let mut samples = cold_samples_inside(&plane, &id, trials / 8).await?;
+    let idle = plane.engine.usage(&id).await?;
+    plane.stop().await;
+    let (p50, p99) = (percentile(&mut samples, 50), percentile(&mut samples, 99));
+    let memory = idle.map_or(0, |usage| usage.memory_bytes >> 20);
+    report.row(
+        &format!("cold start in gVisor, static binary, {} trials", trials / 8),
+        format!("p50 {}, p99 {}; a replica takes {memory} MiB", millis(p50), millis(p99)),
+        "",
+        None,
     );
 
     let cloud = Cloud::start_with_base_images(&["debian", "python", "node"]);
@@ -79,6 +83,27 @@ pub(crate) async fn cold_start(report: &mut Report, trials: usize) -> Result<()>
         Some(p50 <= 120 * MILLISECOND),
     );
     Ok(())
+}
+
+/// From nothing to the whole answer, through the data plane alone.
+async fn cold_samples_inside(
+    plane: &DataPlane,
+    id: &FunctionId,
+    trials: usize,
+) -> Result<Vec<Duration>> {
+    let mut samples = Vec::new();
+    for _ in 0..trials {
+        plane.engine.scale(id, 0).await?;
+        eventually("the replica has gone", Duration::from_secs(20), async || {
+            plane.engine.replicas(id).await.ok()?.is_empty().then_some(())
+        })
+        .await;
+        let start = Instant::now();
+        let answer = plane.call(id).await;
+        anyhow::ensure!(answer.status == 200, "cold start: {} {}", answer.status, answer.body);
+        samples.push(start.elapsed());
+    }
+    Ok(samples)
 }
 
 async fn cold_samples(

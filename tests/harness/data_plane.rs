@@ -86,9 +86,24 @@ impl DataPlane {
     /// # Panics
     /// When it does not.
     pub async fn deploy(&self, name: &str, replicas: u32) -> FunctionId {
+        self.deploy_with(name, replicas, &[]).await
+    }
+
+    /// The same with annotations.
+    ///
+    /// # Panics
+    /// As [`Self::deploy`].
+    pub async fn deploy_with(
+        &self,
+        name: &str,
+        replicas: u32,
+        annotations: &[(&str, &str)],
+    ) -> FunctionId {
         let id = FunctionId::in_default(name.parse().expect("a name"));
         let image = TEST_HTTP.parse().expect("an image reference");
-        let spec = FunctionSpec::new(id.clone(), image);
+        let mut spec = FunctionSpec::new(id.clone(), image);
+        let annotations = annotations.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        spec.annotations.extend(annotations);
         let revision = self.engine.apply(spec, Wake::Keep).await.expect("it applies");
         self.engine.wait_ready(&id, revision, PATIENCE).await.expect("it becomes ready");
         self.engine.scale(&id, replicas).await.expect("it scales");

@@ -22,11 +22,19 @@ pub(crate) const RUN: &[&str] = &[
 ];
 
 /// What the tests drive besides.
-pub(crate) const TEST: &[&str] =
-    &["busybox-static", "curl", "docker-registry", "iproute2", "nats-server", "nodejs", "python3"];
+pub(crate) const TEST: &[&str] = &[
+    "busybox-static",
+    "curl",
+    "docker-registry",
+    "iproute2",
+    "nats-server",
+    "nodejs",
+    "python3",
+    "runsc",
+];
 
 /// The peers and load generators of the measurements.
-pub(crate) const BENCH: &[&str] = &["nats-server", "nginx-light", "wrk"];
+pub(crate) const BENCH: &[&str] = &["nats-server", "nginx-light", "runsc", "wrk"];
 
 /// Installs those of `packages` that are missing; touches nothing when none is.
 pub(crate) fn install(purpose: &str, packages: &[&str]) -> Result<()> {

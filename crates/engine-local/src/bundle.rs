@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use updraft_model::FunctionSpec;
+use updraft_model::{FunctionSpec, Sandbox};
 
 use crate::image::ImageProcess;
 use crate::tenants::{IdRange, USERS};
@@ -44,8 +44,10 @@ pub(crate) struct Bundle<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) root: PathBuf,
     pub(crate) read_only_root: bool,
-    /// The network namespace to enter.
-    pub(crate) network: String,
+    /// The network namespace to enter; a new one without.
+    pub(crate) network: Option<String>,
+    /// Whose kernel it is to run on.
+    pub(crate) sandbox: Sandbox,
     pub(crate) cgroup: String,
     pub(crate) limits: Limits,
     /// Files and folders of the host to show read-only: source and place in the container.
@@ -143,6 +145,10 @@ impl Bundle<'_> {
         let open_files = open_files();
         let file_bytes = self.limits.file_bytes;
         let cwd = if self.working_dir.starts_with('/') { self.working_dir } else { "/" };
+        let network = match &self.network {
+            Some(path) => json!({ "type": "network", "path": path }),
+            None => json!({ "type": "network" }),
+        };
         let mapping = json!({ "containerID": 0, "hostID": self.users.first, "size": USERS });
         json!({
             "ociVersion": "1.0.2",
@@ -170,7 +176,11 @@ impl Bundle<'_> {
                     { "type": "RLIMIT_FSIZE", "soft": file_bytes, "hard": file_bytes },
                 ],
             },
-            "root": { "path": self.root, "readonly": self.read_only_root },
+            "root": {
+                "path": self.root,
+                // A sandbox's is made so from outside.
+                "readonly": self.read_only_root && self.sandbox == Sandbox::Kernel,
+            },
             "hostname": self.hostname,
             "mounts": self.mounts(),
             "linux": {
@@ -182,7 +192,7 @@ impl Bundle<'_> {
                     { "type": "uts" },
                     { "type": "mount" },
                     { "type": "cgroup" },
-                    { "type": "network", "path": self.network },
+                    network,
                     { "type": "user" },
                 ],
                 "uidMappings": [mapping],
@@ -212,18 +222,26 @@ impl Bundle<'_> {
             mount("/dev/pts", "devpts", &terminals),
             mount("/dev/shm", "tmpfs", &shared),
             mount("/tmp", "tmpfs", &memory),
+        ];
+        if self.sandbox == Sandbox::Gvisor {
+            // Made up by the sandbox, of itself.
+            mounts.push(mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]));
+        } else {
             // A view of the machine's devices is nobody's business, and could not be mounted by
             // who does not own the network namespace: only what language runtimes look for.
-            mount("/sys", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755", "size=64k"]),
-        ];
-        mounts.extend(SHOWN_OF_SYS.iter().filter(|path| Path::new(path).exists()).map(|path| {
-            json!({
-                "destination": path,
-                "type": "bind",
-                "source": path,
-                "options": ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"],
-            })
-        }));
+            let options = ["nosuid", "noexec", "nodev", "mode=755", "size=64k"];
+            mounts.push(mount("/sys", "tmpfs", &options));
+            mounts.extend(SHOWN_OF_SYS.iter().filter(|path| Path::new(path).exists()).map(
+                |path| {
+                    json!({
+                        "destination": path,
+                        "type": "bind",
+                        "source": path,
+                        "options": ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"],
+                    })
+                },
+            ));
+        }
         mounts.extend(self.binds.iter().map(|(source, destination)| {
             json!({
                 "destination": destination,
@@ -348,7 +366,8 @@ mod tests {
             hostname: "h",
             root: "/r".into(),
             read_only_root: true,
-            network: "/proc/1/fd/3".into(),
+            network: Some("/proc/1/fd/3".into()),
+            sandbox: Sandbox::Kernel,
             cgroup: "/g".into(),
             limits: Limits {
                 memory_bytes: 1,

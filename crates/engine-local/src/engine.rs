@@ -169,7 +169,7 @@ impl Engine for LocalEngine {
         spec.check()?;
         let id = spec.id.clone();
         self.namespaces.check(&id.namespace)?;
-        self.shared.runtime_of(&spec).map_err(EngineError::Invalid)?;
+        self.shared.runtime_of(&spec).await.map_err(EngineError::Invalid)?;
         let (secrets, missing) = self.shared.secrets.digests(&id.namespace, &spec.secrets);
         if !missing.is_empty() {
             return Err(EngineError::MissingSecrets { namespace: id.namespace, names: missing });

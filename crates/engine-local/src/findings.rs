@@ -74,10 +74,7 @@ pub(crate) fn status(
         // Not degraded: most machines are meant to run without swap.
         Fact::good("memory of frozen replicas", "stays in memory, there is no swap for it")
     });
-    facts.push(match &shared.gvisor {
-        Ok(runtime) => Fact::good("gVisor", runtime.version.clone()),
-        Err(reason) => Fact::good("gVisor", format!("none, `runsc`: {reason}")),
-    });
+    facts.push(shared.gvisor.fact());
     facts.push(if shared.can_shift {
         Fact::good("users", "each tenant its own; image files shown as theirs by idmapped mounts")
     } else {

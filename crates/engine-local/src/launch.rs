@@ -4,14 +4,15 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use updraft_engine::{ReplicaId, Revision};
-use updraft_model::{EgressPolicy, EgressTarget, FunctionSpec};
+use updraft_model::{EgressPolicy, EgressTarget, FunctionSpec, Sandbox};
 
 use crate::bundle::{self, Bundle, Limits, SECRETS};
 use crate::cgroup::Cgroups;
 use crate::exit::{Exit, Process, start_time};
+use crate::gvisor;
 use crate::image::PreparedImage;
 use crate::logs;
 use crate::network::{Slot, group};
@@ -23,6 +24,10 @@ use crate::secrets::Copies;
 use crate::shared::Shared;
 use crate::tenants::{self, IdRange, USERS};
 use crate::user::{self, User};
+
+/// How long processes that were killed are waited for until their group can go.
+const EMPTY_LOOK: Duration = Duration::from_millis(20);
+const EMPTY_LOOKS: u32 = 250;
 
 /// A container that runs, and the note that lets a later Updraft adopt it.
 #[derive(Debug)]
@@ -45,7 +50,7 @@ pub(crate) async fn launch(
     image: &PreparedImage,
 ) -> Result<Launched, String> {
     let begin = Instant::now();
-    let runtime = shared.runtime_of(spec)?;
+    let runtime = shared.runtime_of(spec).await?;
     let egress = spec.egress().map_err(|error| error.to_string())?;
     let policies = shared.options.egress.policies(&spec.tenant(), egress.clone());
     let tenant = group::tenant_number(shared.tenants.range(&spec.tenant())?);
@@ -64,12 +69,12 @@ pub(crate) async fn launch(
 }
 
 /// Where a replica lives, and why there.
-struct Place<'a> {
+struct Place {
     slot: Slot,
     policies: Vec<EgressPolicy>,
     /// What the function itself says of it.
     egress: Option<EgressPolicy>,
-    runtime: &'a Runtime,
+    runtime: Runtime,
 }
 
 async fn start(
@@ -78,7 +83,7 @@ async fn start(
     spec: &FunctionSpec,
     revision: Revision,
     image: &PreparedImage,
-    place: &Place<'_>,
+    place: &Place,
 ) -> Result<Launched, String> {
     let begin = Instant::now();
     let Place { slot, policies, egress, runtime } = place;
@@ -122,6 +127,8 @@ async fn start(
         binds.extend(SECRETS.map(|destination| (secrets.clone(), destination)));
     }
     let limits = limits_of(options, spec, &shared.runtime.cgroups);
+    let sandbox = runtime.sandbox();
+    let limits = if sandbox == Sandbox::Gvisor { gvisor::widened(limits) } else { limits };
     let map = if shared.can_shift {
         Some(shared.tenants.map(users).map_err(failed("make its user namespace"))?)
     } else {
@@ -133,6 +140,7 @@ async fn start(
         users,
         binds: binds.iter().map(|(source, _)| source.clone()).collect(),
         bytes: options.root_bytes,
+        is_read_only: spec.read_only_root,
     };
     let contents = Bundle {
         args: bundle::args(&image.process)?,
@@ -143,7 +151,8 @@ async fn start(
         hostname,
         root: Root::merged(),
         read_only_root: spec.read_only_root,
-        network: format!("/proc/{}/fd/{}", std::process::id(), slot.namespace.as_raw_fd()),
+        network: Some(format!("/proc/{}/fd/{}", std::process::id(), slot.namespace.as_raw_fd())),
+        sandbox,
         cgroup: shared.groups.place(replica.as_str(), users),
         limits,
         binds: binds
@@ -193,15 +202,18 @@ pub(crate) async fn clear(shared: &Shared, replica: &ReplicaId) {
 /// Removes what a replica had on the host, its first process having ended and all others with
 /// it: then there is nothing that would take a call of the runtime.
 pub(crate) fn clear_ended(shared: &Shared, replica: &ReplicaId) {
+    // The other processes of a sandbox end after the one that was followed.
+    let had_helpers = shared.gvisor.untried().knows(replica.as_str());
     shared.runtimes().for_each(|runtime| runtime.forget(replica.as_str()));
     // Whatever the runtime forgot, for instance because an earlier run used another one.
     let cgroups = &shared.runtime.cgroups;
     let group = shared.groups.of(replica.as_str());
-    if cgroups.kill_all(&group) {
+    if cgroups.kill_all(&group) && !had_helpers {
         tracing::warn!(%replica, "processes of a replica were still there and were ended");
     }
     if let Err(error) = cgroups.remove(&group) {
-        tracing::debug!(%replica, %error, "a cgroup stays until the instance is destroyed");
+        tracing::debug!(%replica, %error, "a cgroup stays until its last process has ended");
+        shared.tasks.spawn(remove_later(cgroups.clone(), group));
     }
     shared.groups.leave(replica.as_str());
     shared.secrets.take_back(replica.as_str());
@@ -211,6 +223,18 @@ pub(crate) fn clear_ended(shared: &Shared, replica: &ReplicaId) {
     {
         tracing::warn!(%replica, %error, "the folder of a replica stays behind");
     }
+}
+
+/// Removes a group whose processes were told to end and have not yet. What stays is removed with
+/// the instance.
+async fn remove_later(cgroups: Cgroups, group: String) {
+    for _ in 0..EMPTY_LOOKS {
+        tokio::time::sleep(EMPTY_LOOK).await;
+        if cgroups.remove(&group).is_ok() {
+            return;
+        }
+    }
+    tracing::debug!(group, "a cgroup stays until the instance is destroyed");
 }
 
 fn limits_of(options: &LocalEngineOptions, spec: &FunctionSpec, cgroups: &Cgroups) -> Limits {
@@ -255,6 +279,7 @@ pub(crate) async fn try_out(runtime: &Runtime, options: &LocalEngineOptions) -> 
     let cleared = runtime.delete(&id).await.map_err(|error| error.to_string());
     let group = trial_group(options, &id);
     runtime.cgroups.kill_all(&group);
+    runtime.forget(&id);
     // Its processes may take a moment to end; then it goes with the instance.
     drop(runtime.cgroups.remove(&group));
     // Nothing of value is in it, and the next start uses another.
@@ -276,6 +301,7 @@ async fn try_in(
     let failed = |error: std::io::Error| error.to_string();
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     let users = tenants::trial(options);
+    let sandbox = runtime.sandbox();
     let user = User { uid: 65_534, gid: 65_534, groups: Vec::new(), home: "/".to_owned() };
     let root = Root {
         layers: vec![PathBuf::from("/")],
@@ -283,6 +309,7 @@ async fn try_in(
         users,
         binds: Vec::new(),
         bytes: options.root_bytes,
+        is_read_only: true,
     };
     let bundle = Bundle {
         args: vec!["/bin/echo".to_owned(), TRIED.to_owned()],
@@ -293,8 +320,10 @@ async fn try_in(
         hostname: "try",
         root: Root::merged(),
         read_only_root: true,
-        // The program does nothing, so the host's network is as good as any.
-        network: "/proc/self/ns/net".to_owned(),
+        // The program does nothing, so the host's network is as good as any, and made already. A
+        // sandbox would take the addresses off it.
+        network: (sandbox == Sandbox::Kernel).then(|| "/proc/self/ns/net".to_owned()),
+        sandbox,
         cgroup: trial_group(options, id),
         limits: Limits {
             memory_bytes: options.default_memory_bytes,

@@ -26,6 +26,7 @@ mod exit;
 mod findings;
 mod firewall;
 mod groups;
+mod gvisor;
 mod image;
 mod launch;
 mod logs;
@@ -51,5 +52,6 @@ mod volatile;
 pub use engine::{EngineReport, LocalEngine};
 pub use image::{ImageProcess, ImageSource, PreparedImage};
 pub use options::{
-    EgressOptions, LocalEngineOptions, OpenError, RuntimeChoice, SandboxOptions, UserRange,
+    EgressOptions, GvisorPlatform, LocalEngineOptions, OpenError, RuntimeChoice, SandboxOptions,
+    UserRange,
 };

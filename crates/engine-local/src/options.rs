@@ -79,6 +79,35 @@ impl SandboxOptions {
         let given = self.of.get(&spec.tenant()).copied().unwrap_or(self.of_all);
         given.max(spec.sandbox())
     }
+
+    pub(crate) fn ask_for_gvisor(&self) -> bool {
+        self.of.values().chain([&self.of_all]).any(|sandbox| *sandbox == Sandbox::Gvisor)
+    }
+}
+
+/// How gVisor gets hold of the system calls of its functions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GvisorPlatform {
+    /// As the installed `runsc` does by itself.
+    #[default]
+    Usual,
+    /// By signals; releases since 2023.
+    Systrap,
+    /// By following processes; slow, and possible everywhere.
+    Ptrace,
+    /// By the machine's support for virtual machines.
+    Kvm,
+}
+
+impl std::fmt::Display for GvisorPlatform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Usual => "default",
+            Self::Systrap => "systrap",
+            Self::Ptrace => "ptrace",
+            Self::Kvm => "kvm",
+        })
+    }
 }
 
 /// Everything the local engine needs to know. Paths are given by the caller; the engine invents
@@ -139,6 +168,10 @@ pub struct LocalEngineOptions {
     pub egress: EgressOptions,
     /// Which sandboxes tenants run in.
     pub sandboxes: SandboxOptions,
+    /// The program of gVisor, which need not be there.
+    pub gvisor_program: &'static str,
+    /// What gVisor stands on.
+    pub gvisor_platform: GvisorPlatform,
     /// The port on which the gateway's door for functions will be opened, at
     /// [`gateway_address`](crate::LocalEngine::gateway_address); nothing keeps it shut.
     pub gateway_port: Option<u16>,
@@ -185,6 +218,8 @@ impl LocalEngineOptions {
             users: UserRange::USUAL,
             egress: EgressOptions::default(),
             sandboxes: SandboxOptions::default(),
+            gvisor_program: "runsc",
+            gvisor_platform: GvisorPlatform::Usual,
             gateway_port: None,
             bandwidth: 125_000_000,
             connections: 8192,

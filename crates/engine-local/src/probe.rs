@@ -120,6 +120,11 @@ pub(crate) enum NotReady {
 }
 
 impl Probes {
+    /// Whether something is looked at that is no answer on the network.
+    pub(crate) fn look_into_the_container(&self) -> bool {
+        self.ready.check == Check::LockFile || self.health.check == Check::LockFile
+    }
+
     /// The probes that the spec's annotations ask for. What makes no sense in them is as if it
     /// were not there: OpenFaaS clients pass annotations on unread.
     pub(crate) fn of(spec: &FunctionSpec) -> Self {

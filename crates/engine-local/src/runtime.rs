@@ -15,9 +15,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use thiserror::Error;
 use updraft_idmap::IdMap;
+use updraft_model::Sandbox;
 
 use crate::bundle::Limits;
 use crate::cgroup::{Cgroups, Inside, Layout};
+use crate::gvisor;
 use crate::options::{LocalEngineOptions, OpenError, RuntimeChoice};
 use crate::phases::Phases;
 use crate::private_mounts::{PrivateMounts, STAGE, UnifiedCgroup};
@@ -30,6 +32,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// How often a runtime is tried before another one is, and the first pause in between.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How many errors of a failed call are told.
+const MOST_COMPLAINTS: usize = 3;
 
 /// Why a call of the runtime failed.
 #[derive(Debug, Error)]
@@ -64,10 +69,28 @@ pub(crate) struct Runtime {
     /// What it says of itself, for instance `crun version 1.8.1`.
     pub(crate) version: String,
     folder: PathBuf,
+    /// What it is told at every call.
+    flags: Vec<String>,
     mounts: PrivateMounts,
     pub(crate) cgroups: Cgroups,
     /// Whether containers are put into their groups from here; else the runtime does it.
     places: bool,
+    way: Way,
+}
+
+/// How a container comes to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By one call, as a process with a root that others can look into.
+    Process,
+    /// Made, then started, as a process that holds all others and hides what they have.
+    Sandbox(gvisor::Quirk),
+}
+
+/// What a call of the runtime is made of, in order and in one mount namespace.
+enum Step {
+    Program(Command),
+    Prepare(fn() -> io::Result<()>),
 }
 
 /// What is mounted for one container, seen by it alone.
@@ -83,6 +106,8 @@ pub(crate) struct Root {
     pub(crate) binds: Vec<PathBuf>,
     /// Room for what the replica changes, in bytes.
     pub(crate) bytes: u64,
+    /// Nothing can be changed in it. The runtime sees to that, but for a sandbox.
+    pub(crate) is_read_only: bool,
 }
 
 impl Root {
@@ -135,6 +160,15 @@ impl Root {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
         mount(Some("overlay"), &merged, Some("overlay"), flags, Some(data.as_str()))?;
         std::env::set_current_dir("/")
+    }
+
+    /// Makes all of it read-only, in whichever namespace it is mounted too.
+    fn shut() -> io::Result<()> {
+        use nix::mount::{MsFlags, mount};
+        let flags =
+            MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        let nothing = None::<&str>;
+        Ok(mount(nothing, &Self::merged(), nothing, flags, nothing)?)
     }
 
     /// The layers as they are: what the image keeps from others, its container cannot read.
@@ -210,7 +244,14 @@ impl Runtime {
             };
             let mounts = PrivateMounts::new(unified).with_read_only(program.clone());
             let cgroups = cgroups.clone();
-            let runtime = Self { name, program, version, folder, mounts, cgroups, places };
+            let manager = if places { "disabled" } else { "cgroupfs" };
+            let flags = match name {
+                "crun" => vec![format!("--cgroup-manager={manager}")],
+                _ => Vec::new(),
+            };
+            let way = Way::Process;
+            let runtime =
+                Self { name, program, version, folder, flags, mounts, cgroups, places, way };
             match works(&runtime, options).await {
                 Ok(()) => return Ok((runtime, refused)),
                 Err(reason) => refused.push(format!("{name}: {reason}")),
@@ -224,22 +265,44 @@ impl Runtime {
         self.mounts.make_ahead();
     }
 
-    /// gVisor's `runsc`, for functions that are to have a kernel of their own.
+    /// gVisor's `runsc`, which nobody has tried yet: it knows the containers of an earlier run.
+    pub(crate) fn gvisor(
+        options: &LocalEngineOptions,
+        cgroups: &Cgroups,
+    ) -> Result<Self, OpenError> {
+        let folder = options.runtime_folder().join("runsc");
+        fs::create_dir_all(&folder).map_err(OpenError::file("create", &folder))?;
+        Ok(Self {
+            name: options.gvisor_program,
+            program: PathBuf::from(options.gvisor_program),
+            version: String::new(),
+            folder,
+            flags: gvisor::flags(options.gvisor_platform),
+            mounts: PrivateMounts::new(UnifiedCgroup::Shown),
+            cgroups: cgroups.clone(),
+            places: false,
+            way: Way::Sandbox(gvisor::Quirk::None),
+        })
+    }
+
+    /// The same with what the program is that is installed now, seen to work.
     ///
     /// # Errors
     /// Why it cannot be used here: most often that nobody installed it.
-    pub(crate) async fn gvisor(
-        options: &LocalEngineOptions,
-        cgroups: &Cgroups,
-    ) -> Result<Self, String> {
-        let name = "runsc";
-        let (program, version) = find(name).await?;
-        let folder = options.runtime_folder().join(name);
-        fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
-        let mounts = PrivateMounts::new(UnifiedCgroup::Shown);
-        let cgroups = cgroups.clone();
-        let runtime = Self { name, program, version, folder, mounts, cgroups, places: false };
-        works(&runtime, options).await.map(|()| runtime)
+    pub(crate) async fn proven(&self, options: &LocalEngineOptions) -> Result<Self, String> {
+        let (program, version) = find(self.name).await?;
+        let way = Way::Sandbox(gvisor::Quirk::of(&version));
+        let runtime = Self { program, version, way, ..self.clone() };
+        // Once: who asks again has it tried again.
+        crate::launch::try_out(&runtime, options).await.map(|()| runtime)
+    }
+
+    /// Whose kernel it runs containers on.
+    pub(crate) fn sandbox(&self) -> Sandbox {
+        match self.way {
+            Way::Process => Sandbox::Kernel,
+            Way::Sandbox(_) => Sandbox::Gvisor,
+        }
     }
 
     /// The program's name.
@@ -250,18 +313,7 @@ impl Runtime {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.folder);
-        match self.name {
-            "crun" => {
-                let manager = if self.places { "disabled" } else { "cgroupfs" };
-                command.arg(format!("--cgroup-manager={manager}"));
-            }
-            // Its own network stack on the device, and writes go to the bounded layer that every
-            // root has.
-            "runsc" => {
-                command.args(["--network=sandbox", "--overlay2=none"]);
-            }
-            _ => {}
-        }
+        command.args(&self.flags);
         // Nothing of Updraft's own environment is the runtime's or the container's business.
         command.env_clear().env("PATH", search_path()).stdin(Stdio::null());
         command
@@ -273,26 +325,36 @@ impl Runtime {
         let begin = Instant::now();
         let pid_file = run.bundle.join("pid");
         let log = run.bundle.join("runtime.log");
-        let mut command = self.command();
         let io = |doing| move |source| RuntimeError::Io { doing, source };
         let errors = run.output.try_clone().map_err(io("share the log file"))?;
-        command
-            .arg("--log")
-            .arg(&log)
-            .arg("--log-format=json")
-            .args(["run", "--detach", "--bundle"])
-            .arg(&run.bundle)
-            .arg("--pid-file")
-            .arg(&pid_file)
-            .arg(&run.id)
-            .stdout(run.output)
-            .stderr(errors);
+        let logged = || {
+            let mut command = self.command();
+            command.arg("--log").arg(&log).arg("--log-format=json");
+            command
+        };
+        let mut made = logged();
+        match self.way {
+            Way::Process => made.args(["run", "--detach"]),
+            Way::Sandbox(_) => made.arg("create"),
+        };
+        made.arg("--bundle").arg(&run.bundle).arg("--pid-file").arg(&pid_file).arg(&run.id);
+        made.stdout(run.output).stderr(errors);
+        let mut steps = vec![Step::Program(made)];
+        if let Way::Sandbox(quirk) = self.way {
+            // Only now that `runsc` has made in it what it mounts on. Told to do this itself, it
+            // tries to take `nodev` and `nosuid` away with it, and may not.
+            steps.extend(run.root.is_read_only.then_some(Step::Prepare(Root::shut)));
+            steps.extend(quirk.remedy().map(Step::Prepare));
+            let mut started = logged();
+            started.arg("start").arg(&run.id).stdout(Stdio::null()).stderr(Stdio::null());
+            steps.push(Step::Program(started));
+        }
         let Run { root, cgroup, limits, .. } = run;
         let cgroups = self.places.then(|| self.cgroups.clone());
         let own_group = (!self.places).then(|| cgroup.clone());
         let mounted = Arc::new(OnceLock::new());
         let told = Arc::clone(&mounted);
-        let status = self.call(command, move || {
+        let status = self.call(steps, move || {
             root.mount().map_err(|error| {
                 io::Error::new(error.kind(), format!("the root could not be mounted: {error}"))
             })?;
@@ -313,21 +375,26 @@ impl Runtime {
             limited.map_err(io("limit what its connections hold"))?;
         }
         let pid = fs::read_to_string(&pid_file).map_err(io("read the process id"))?;
-        pid.trim().parse().map_err(|_| RuntimeError::Failed {
+        let pid = pid.trim().parse().map_err(|_| RuntimeError::Failed {
             program: self.name,
             reason: format!("it wrote `{}` for a process id", pid.trim()),
-        })
+        })?;
+        if self.sandbox() == Sandbox::Gvisor {
+            gvisor::bound(pid, &limits).map_err(io("bound what it may take"))?;
+        }
+        Ok(pid)
     }
 
     /// Removes what the runtime keeps of a container, killing it when it runs. One that is not
-    /// known is removed already.
+    /// known is removed already. Of a sandbox nothing is anywhere but in its group and in files:
+    /// `runsc` itself would wait for processes to be gone that are ours to wait for.
     pub(crate) async fn delete(&self, id: &str) -> Result<(), RuntimeError> {
-        if !self.folder.join(id).exists() {
+        if self.sandbox() == Sandbox::Gvisor || !self.knows(id) {
             return Ok(());
         }
         let mut command = self.command();
         command.args(["delete", "--force"]).arg(id).stdout(Stdio::null()).stderr(Stdio::null());
-        if self.call(command, || Ok(None)).await? || !self.folder.join(id).exists() {
+        if self.call(vec![Step::Program(command)], || Ok(None)).await? || !self.knows(id) {
             Ok(())
         } else {
             let reason = format!("container `{id}` could not be deleted");
@@ -335,8 +402,19 @@ impl Runtime {
         }
     }
 
+    /// Whether it keeps anything of a container.
+    pub(crate) fn knows(&self, id: &str) -> bool {
+        match self.way {
+            Way::Process => self.folder.join(id).exists(),
+            Way::Sandbox(_) => gvisor::files(&self.folder, id).next().is_some(),
+        }
+    }
+
     /// Removes the files that the runtime keeps of a container that has ended.
     pub(crate) fn forget(&self, id: &str) {
+        if self.sandbox() == Sandbox::Gvisor {
+            return gvisor::forget(&self.folder, id);
+        }
         let folder = self.folder.join(id);
         if let Err(error) = fs::remove_dir_all(&folder)
             && error.kind() != io::ErrorKind::NotFound
@@ -346,33 +424,45 @@ impl Runtime {
     }
 
     /// Calls the program in a mount namespace that `prepare` has furnished, and in the groups that
-    /// it has entered. Returns whether it ended well.
+    /// it has entered. Returns whether it ended well, each time.
     async fn call(
         &self,
-        mut command: Command,
+        steps: Vec<Step>,
         prepare: impl FnOnce() -> io::Result<Option<Inside>> + Send + 'static,
     ) -> Result<bool, RuntimeError> {
         let pid = Arc::new(AtomicI32::new(0));
         let started = Arc::clone(&pid);
         let work = self.mounts.run(move || {
-            let inside = prepare()?;
-            // A group of its own: a Ctrl-C in Updraft's terminal is not meant for containers.
-            command.process_group(0);
-            let (mut child, id) = {
-                // Noted before anybody can take it for a stray.
-                let mut calls = strays::calls();
-                let child = command.spawn()?;
-                let id = i32::try_from(child.id()).unwrap_or(0);
-                calls.insert(id);
-                (child, id)
-            };
-            // What was started is in the groups; this thread is no part of the container.
-            drop(inside);
-            started.store(id, Ordering::SeqCst);
-            let status = child.wait();
-            started.store(0, Ordering::SeqCst);
-            strays::calls().remove(&id);
-            Ok(status?.success())
+            let mut inside = prepare()?;
+            for step in steps {
+                let mut command = match step {
+                    Step::Program(command) => command,
+                    Step::Prepare(prepare) => {
+                        prepare()?;
+                        continue;
+                    }
+                };
+                // A group of its own: a Ctrl-C in Updraft's terminal is not meant for containers.
+                command.process_group(0);
+                let (mut child, id) = {
+                    // Noted before anybody can take it for a stray.
+                    let mut calls = strays::calls();
+                    let child = command.spawn()?;
+                    let id = i32::try_from(child.id()).unwrap_or(0);
+                    calls.insert(id);
+                    (child, id)
+                };
+                // What was started is in the groups; this thread is no part of the container.
+                drop(inside.take());
+                started.store(id, Ordering::SeqCst);
+                let status = child.wait();
+                started.store(0, Ordering::SeqCst);
+                strays::calls().remove(&id);
+                if !status?.success() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         });
         if let Ok(result) = tokio::time::timeout(CALL_LIMIT, work).await {
             let doing = "run the container runtime";
@@ -434,12 +524,14 @@ fn search_path() -> OsString {
     std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into())
 }
 
-/// The last error in the runtime's own log.
+/// The errors in the runtime's own log, which one of them writes without ends of lines.
 fn complaint(log: &Path) -> Option<String> {
     let text = fs::read_to_string(log).ok()?;
-    let mut messages = text.lines().rev().filter_map(|line| {
-        let entry: serde_json::Value = serde_json::from_str(line).ok()?;
-        (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned)).flatten()
-    });
-    messages.next()
+    let entries = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+    let errors = entries.map_while(Result::ok).filter(|entry| entry["level"] == "error");
+    let mut errors: Vec<_> =
+        errors.filter_map(|entry| Some(entry["msg"].as_str()?.to_owned())).collect();
+    // The last sums up, the first says why.
+    errors.truncate(MOST_COMPLAINTS);
+    (!errors.is_empty()).then(|| errors.join("; "))
 }

@@ -12,11 +12,13 @@ use updraft_engine::{ReplicaId, Usage};
 use updraft_model::{Digest, FunctionId, FunctionSpec, Sandbox, annotations};
 
 use crate::groups::Groups;
+use crate::gvisor::Gvisor;
 use crate::image::{ImageSource, PreparedImage};
 use crate::logs::Looked;
 use crate::metrics::EngineMetrics;
 use crate::network::Network;
 use crate::options::LocalEngineOptions;
+use crate::probe::Probes;
 use crate::record::RecordStore;
 use crate::runtime::Runtime;
 use crate::secrets::SecretStore;
@@ -30,8 +32,8 @@ pub(crate) struct Shared {
     pub(crate) options: LocalEngineOptions,
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) runtime: Runtime,
-    /// The runtime of functions that are to have a kernel of their own, or why there is none.
-    pub(crate) gvisor: Result<Runtime, String>,
+    /// The runtime of functions that are to have a kernel of their own.
+    pub(crate) gvisor: Gvisor,
     /// Whether the groups of replicas can be frozen here.
     pub(crate) can_freeze: bool,
     /// Whether memory of frozen replicas can be put out to swap.
@@ -78,26 +80,35 @@ pub(crate) struct Running {
 impl Shared {
     /// Every runtime that may have started a replica.
     pub(crate) fn runtimes(&self) -> impl Iterator<Item = &Runtime> {
-        std::iter::once(&self.runtime).chain(self.gvisor.as_ref().ok())
+        [&self.runtime, self.gvisor.untried()].into_iter()
     }
 
     /// The runtime that a function is to run in.
     ///
     /// # Errors
-    /// A sentence for people: it is not here.
-    pub(crate) fn runtime_of(&self, spec: &FunctionSpec) -> Result<&Runtime, String> {
-        match self.options.sandboxes.of(spec) {
-            Sandbox::Kernel => Ok(&self.runtime),
-            Sandbox::Gvisor => self.gvisor.as_ref().map_err(|reason| {
-                format!(
-                    "function `{}` is to run in gVisor, and `runsc` does not work on this machine \
-                     ({reason}); install it (https://gvisor.dev/docs/user_guide/install/), or \
-                     change what asks for it: annotation `{}` or `isolation.runtime`",
-                    spec.id.name,
-                    annotations::RUNTIME
-                )
-            }),
+    /// A sentence for people: it is not here, or cannot do what the function wants.
+    pub(crate) async fn runtime_of(&self, spec: &FunctionSpec) -> Result<Runtime, String> {
+        if self.options.sandboxes.of(spec) == Sandbox::Kernel {
+            return Ok(self.runtime.clone());
         }
+        let name = &spec.id.name;
+        if Probes::of(spec).look_into_the_container() {
+            return Err(format!(
+                "function `{name}` is to run in gVisor, where its lock file cannot be seen; have \
+                 it asked by HTTP: leave out annotation `{}`, or name a path with `{}`",
+                annotations::PROBE,
+                annotations::HEALTH_PATH
+            ));
+        }
+        self.gvisor.proven(&self.options).await.map_err(|reason| {
+            format!(
+                "function `{name}` is to run in gVisor, and `runsc` does not work on this machine \
+                 ({reason}); install it (Debian: `apt-get install runsc`, others: \
+                 https://gvisor.dev/docs/user_guide/install/), or change what asks for it: \
+                 annotation `{}` or `isolation.runtime`",
+                annotations::RUNTIME
+            )
+        })
     }
 
     pub(crate) fn running(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Running>> {

@@ -275,10 +275,29 @@ fn narrowed(mut spec: FunctionSpec, egress: &str) -> FunctionSpec {
 }
 
 /// Stamps the suite out for a [`Harness`], in modules by subject.
+///
+/// Claims that it cannot keep are left out by a macro of the tests' own, in which each has a rule
+/// with the reason beside it. It gets the claim and its test, and begins with
+/// `#[deny(unused_macro_rules)]`, so that no name in it means nothing:
+///
+/// ```ignore
+/// macro_rules! kept {
+///     // There are no logs.
+///     (a_tail_is_the_end_of_what_is_there $($test:tt)*) => {};
+///     ($claim:ident $($test:tt)*) => { $($test)* };
+/// }
+/// updraft_engine::engine_conformance!(Mine, kept);
+/// ```
 #[macro_export]
 macro_rules! engine_conformance {
     ($harness:ty) => {
-        $crate::engine_conformance!(@tests $harness,
+        $crate::engine_conformance!(@list $harness, [$crate::every_claim]);
+    };
+    ($harness:ty, $kept:ident) => {
+        $crate::engine_conformance!(@list $harness, [$kept]);
+    };
+    (@list $harness:ty, $kept:tt) => {
+        $crate::engine_conformance!(@tests $harness, $kept,
             life: [
                 a_function_is_created_listed_described_and_removed,
                 what_does_not_exist_is_told,
@@ -403,20 +422,33 @@ macro_rules! engine_conformance {
             ]
         );
     };
-    (@tests $harness:ty, $($module:ident: [$($claim:ident,)*])*) => {
+    (@tests $harness:ty, $kept:tt, $($module:ident: [$($claim:ident,)*])*) => {
         $(
             mod $module {
                 use super::*;
 
                 $(
-                    #[test]
-                    fn $claim() {
-                        $crate::conformance::judge::<$harness, _, _>(
-                            $crate::conformance::$module::$claim,
-                        );
-                    }
+                    $crate::engine_conformance!(@test $harness, $kept, $module, $claim);
                 )*
             }
         )*
     };
+    (@test $harness:ty, [$($kept:tt)*], $module:ident, $claim:ident) => {
+        $($kept)*! {
+            $claim
+            #[test]
+            fn $claim() {
+                $crate::conformance::judge::<$harness, _, _>(
+                    $crate::conformance::$module::$claim,
+                );
+            }
+        }
+    };
+}
+
+/// What leaves no claim of the suite out.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! every_claim {
+    ($claim:ident $($test:tt)*) => { $($test)* };
 }

@@ -82,6 +82,7 @@ const PROGRAMS: &[Program] = &[
 pub(crate) fn examine(data_dir: &Path) -> Vec<Finding> {
     let mut findings = vec![user(), kernel(), cgroups(), controllers(), freezer(), overlay()];
     findings.extend(PROGRAMS.iter().map(program));
+    findings.push(gvisor());
     findings.extend(builds(data_dir));
     findings.push(free_space(data_dir));
     findings
@@ -261,6 +262,18 @@ fn program(program: &Program) -> Finding {
         found: format!("{} is not installed ({})", program.names.join(" or "), program.purpose),
         severity,
         advice: Some(format!("run `apt-get install {}`", program.package)),
+    }
+}
+
+/// Most machines need none, so that there is none is no warning.
+fn gvisor() -> Finding {
+    let subject = "gVisor";
+    match in_path(&"runsc") {
+        Some(path) => good(subject, path.display().to_string()),
+        None => good(
+            subject,
+            "not installed; for functions with a kernel of their own, `apt-get install runsc`",
+        ),
     }
 }
 

@@ -464,6 +464,7 @@ pub(crate) fn engine_options(data_dir: &DataDir, config: Option<&Config>) -> Loc
         users: config.isolation.users,
         egress: config.isolation.egress(),
         sandboxes: config.isolation.sandboxes(),
+        gvisor_platform: config.isolation.runsc_platform,
         bandwidth: config.isolation.bandwidth,
         connections: config.isolation.connections,
         gateway_port: Some(config.isolation.gateway_port).filter(|port| *port > 0),

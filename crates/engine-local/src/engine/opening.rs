@@ -18,6 +18,7 @@ use crate::cgroup::Cgroups;
 use crate::controller;
 use crate::exit;
 use crate::groups::Groups;
+use crate::gvisor::Gvisor;
 use crate::image::ImageSource;
 use crate::launch;
 use crate::logs;
@@ -79,7 +80,7 @@ impl LocalEngine {
         exit::become_reaper().map_err(OpenError::file("become the reaper of", this))?;
         let boot = exit::boot_id().map_err(OpenError::file("read the boot id below", this))?;
         let (runtime, mut degraded) = Runtime::detect(&options).await?;
-        let gvisor = Runtime::gvisor(&options, &runtime.cgroups).await;
+        let gvisor = Gvisor::new(&options, &runtime.cgroups)?;
         let records = RecordStore::new(options.record_folder());
         let mut stored = records.load()?;
         let (secrets, migrated) = SecretStore::open(&options)?;
@@ -196,7 +197,16 @@ impl LocalEngine {
                 controller::spawn(&engine.shared, id.clone(), Some(record), own, &ended, publish);
             engine.lock().insert(id, handle);
         }
-        engine.shared.runtimes().for_each(Runtime::make_ahead);
+        engine.shared.runtime.make_ahead();
+        if engine.shared.gvisor.is_asked_for() {
+            let shared = Arc::clone(&engine.shared);
+            engine.shared.tasks.spawn(async move {
+                // Known before the first function comes, and said by the engine's status.
+                if let Err(reason) = shared.gvisor.proven(&shared.options).await {
+                    tracing::warn!(reason, "functions that are to run in gVisor cannot");
+                }
+            });
+        }
         engine.shared.tasks.spawn(logs::keep(Arc::clone(&engine.shared)));
         engine.shared.tasks.spawn(strays::sweep(Arc::clone(&engine.shared)));
         tracing::info!(

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up ends")]
 
+use std::fmt;
 use std::fs::{self, File};
+use std::marker::PhantomData;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use updraft_engine_local::{
     RuntimeChoice,
 };
 use updraft_images::RegistryCredentials;
-use updraft_model::{Digest, ImageRef};
+use updraft_model::{Digest, ImageRef, Sandbox};
 
 use crate::names::NameServer;
 use crate::network::{Outside, Service, host_address};
@@ -227,9 +229,37 @@ pub(crate) async fn answer(address: SocketAddr, path: &str) -> String {
     body
 }
 
+/// What runs the replicas of an engine that the suite judges.
+pub(crate) trait Runs: fmt::Debug + Send + Sync + 'static {
+    const RUNTIME: RuntimeChoice;
+    const SANDBOX: Sandbox = Sandbox::Kernel;
+}
+
+#[derive(Debug)]
+pub(crate) struct Crun;
+
+#[derive(Debug)]
+pub(crate) struct Runc;
+
+#[derive(Debug)]
+pub(crate) struct Gvisor;
+
+impl Runs for Crun {
+    const RUNTIME: RuntimeChoice = RuntimeChoice::Crun;
+}
+
+impl Runs for Runc {
+    const RUNTIME: RuntimeChoice = RuntimeChoice::Runc;
+}
+
+impl Runs for Gvisor {
+    const RUNTIME: RuntimeChoice = RuntimeChoice::Detect;
+    const SANDBOX: Sandbox = Sandbox::Gvisor;
+}
+
 /// The conformance suite's view of an instance.
 #[derive(Debug)]
-pub(crate) struct Local<const RUNC: bool> {
+pub(crate) struct Local<R: Runs> {
     instance: Instance,
     /// Nothing only in the middle of a restart.
     engine: Mutex<Option<Arc<LocalEngine>>>,
@@ -239,9 +269,10 @@ pub(crate) struct Local<const RUNC: bool> {
     names: NameServer,
     /// Made when it is first asked for.
     outside: OnceCell<(Outside, [Service; 2])>,
+    runs: PhantomData<R>,
 }
 
-impl<const RUNC: bool> Local<RUNC> {
+impl<R: Runs> Local<R> {
     fn local(&self) -> Arc<LocalEngine> {
         Arc::clone(self.engine.lock().unwrap().as_ref().unwrap())
     }
@@ -253,7 +284,7 @@ impl<const RUNC: bool> Local<RUNC> {
 }
 
 #[async_trait]
-impl<const RUNC: bool> Harness for Local<RUNC> {
+impl<R: Runs> Harness for Local<R> {
     type Ground = NameServer;
 
     fn prepare() -> NameServer {
@@ -261,14 +292,14 @@ impl<const RUNC: bool> Harness for Local<RUNC> {
     }
 
     async fn start(names: NameServer) -> Self {
-        let runtime = if RUNC { RuntimeChoice::Runc } else { RuntimeChoice::Crun };
-        let mut instance = Instance::new(runtime).await;
+        let mut instance = Instance::new(R::RUNTIME).await;
+        instance.options.sandboxes.of_all = R::SANDBOX;
         instance.bound();
         let [inside, gateway] = [(); 2].map(|()| TcpListener::bind("0.0.0.0:0").unwrap());
         instance.options.gateway_port = Some(gateway.local_addr().unwrap().port());
         instance.options.names_again = Duration::from_millis(50);
         let engine = Mutex::new(Some(instance.open().await));
-        Self { instance, engine, inside, gateway, names, outside: OnceCell::new() }
+        Self { instance, engine, inside, gateway, names, outside: OnceCell::new(), runs: PhantomData }
     }
 
     fn engine(&self) -> Arc<dyn Engine> {

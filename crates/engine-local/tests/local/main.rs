@@ -5,6 +5,7 @@
 mod adoption;
 mod cgroups;
 mod conformance;
+mod gvisor;
 mod harness;
 mod hostile;
 mod hostile_network;

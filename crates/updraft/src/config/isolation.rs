@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
-use updraft_engine_local::{EgressOptions, SandboxOptions, UserRange};
+use updraft_engine_local::{EgressOptions, GvisorPlatform, SandboxOptions, UserRange};
 use updraft_model::{EgressPolicy, Sandbox, Tenant};
 
 use super::bytes;
@@ -22,6 +22,9 @@ pub(crate) struct IsolationConfig {
     /// What stands between a function and the kernel, for tenants not named below.
     #[serde(deserialize_with = "sandbox")]
     pub(crate) runtime: Sandbox,
+    /// What gVisor stands on.
+    #[serde(deserialize_with = "platform")]
+    pub(crate) runsc_platform: GvisorPlatform,
     /// Most bytes a second of all replicas of a tenant together, each way; 0 for no limit.
     #[serde(deserialize_with = "bytes")]
     pub(crate) bandwidth: u64,
@@ -51,6 +54,7 @@ impl Default for IsolationConfig {
             users: UserRange::USUAL,
             egress: EgressPolicy::open(),
             runtime: Sandbox::Kernel,
+            runsc_platform: GvisorPlatform::Usual,
             bandwidth: 125_000_000,
             connections: 8192,
             own_weight: 0,
@@ -116,6 +120,17 @@ fn sandbox<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sandbox, D::Err
     }
 }
 
+fn platform<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GvisorPlatform, D::Error> {
+    use GvisorPlatform::{Kvm, Ptrace, Systrap, Usual};
+    let text = String::deserialize(deserializer)?;
+    let known = [Usual, Systrap, Ptrace, Kvm].into_iter().find(|one| one.to_string() == text);
+    known.ok_or_else(|| {
+        D::Error::custom(format!(
+            "platform `{text}` is unknown, expected `default`, `systrap`, `ptrace` or `kvm`"
+        ))
+    })
+}
+
 fn some_sandbox<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sandbox>, D::Error> {
     sandbox(deserializer).map(Some)
 }
@@ -145,7 +160,16 @@ mod tests {
         let alice: Tenant = "owner/alice".parse().unwrap();
         assert_eq!(config.egress().of_all.to_string(), "gateway");
         assert_eq!(config.egress().of[&alice].to_string(), "public, 10.1.2.3/32:5432");
+        assert_eq!(config.sandboxes().of_all, Sandbox::Kernel);
         assert_eq!(config.sandboxes().of[&alice], Sandbox::Gvisor);
+    }
+
+    #[test]
+    fn everybody_can_be_given_gvisor_and_what_it_stands_on() {
+        let config = parsed("runtime = 'runsc'\nrunsc_platform = 'kvm'").unwrap();
+        assert_eq!(config.sandboxes().of_all, Sandbox::Gvisor);
+        assert_eq!(config.runsc_platform, GvisorPlatform::Kvm);
+        assert_eq!(IsolationConfig::default().runsc_platform, GvisorPlatform::Usual);
     }
 
     #[test]
@@ -153,6 +177,7 @@ mod tests {
         for text in [
             "egress = 'opne'",
             "runtime = 'kata'",
+            "runsc_platform = 'xen'",
             "users = '100000'",
             "[tenants.alice]\negress = 'open'",
             "[tenants.\"owner/alice\"]\negres = 'open'",
