@@ -34,6 +34,9 @@ const FAILED_FOR: Duration = Duration::from_secs(30);
 const OWN_PROCESSES: u32 = 256;
 const PROCESSES_EACH: u32 = 8;
 
+/// Memory of the sandbox itself; with less it does not even start.
+const OWN_MEMORY: u64 = 64 << 20;
+
 /// What the file that is the function's memory grows by, which is seen as its length whatever is
 /// in it.
 const MEMORY_STEP: u64 = 1 << 30;
@@ -66,7 +69,7 @@ pub(crate) enum Quirk {
 impl Quirk {
     /// Releases carry their date: `release-20240807.0`, in Debian `0.0~20221219.0`.
     pub(crate) fn of(version: &str) -> Self {
-        const MENDED: u32 = 2024_08_01;
+        const MENDED: u32 = 20_240_801;
         let numbers = version.split(|character: char| !character.is_ascii_digit());
         let date = numbers.filter(|number| number.len() == 8).find_map(|date| date.parse().ok());
         if date.is_some_and(|date: u32| date < MENDED) {
@@ -90,10 +93,11 @@ impl Quirk {
     }
 }
 
-/// The limits of a control group that holds a sandbox, which has processes of its own.
+/// The limits of a control group that holds a sandbox, which takes something itself.
 pub(crate) fn widened(limits: Limits) -> Limits {
-    let processes = limits.processes.saturating_mul(PROCESSES_EACH);
-    Limits { processes: processes.saturating_add(OWN_PROCESSES), ..limits }
+    let processes = limits.processes.saturating_mul(PROCESSES_EACH).saturating_add(OWN_PROCESSES);
+    let memory_bytes = limits.memory_bytes.saturating_add(OWN_MEMORY);
+    Limits { memory_bytes, processes, ..limits }
 }
 
 /// Has the kernel end the sandbox itself when memory runs out, whichever of its processes touched

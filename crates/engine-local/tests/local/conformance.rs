@@ -23,6 +23,11 @@ mod runsc {
         // It shows neither all sets of capabilities nor our filter, which is not applied; what it
         // shows is held to zero in `gvisor.rs`.
         (a_function_has_no_privileges $($test:tt)*) => {};
+        // A sandbox that is killed tells nobody that its connections have ended, so the call that
+        // takes too much waits for its own limit, which these calls have not. `gvisor.rs` tests
+        // the rest: that the sandbox is ended, and that it is told why.
+        (a_function_that_takes_too_much_memory_is_ended_and_told $($test:tt)*) => {};
+        (a_memory_kill_is_told_as_one $($test:tt)*) => {};
         ($claim:ident $($test:tt)*) => { $($test)* };
     }
 

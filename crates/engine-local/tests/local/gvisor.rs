@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use updraft_engine::{Engine, EngineError, Wake};
 use updraft_engine_local::{GvisorPlatform, LocalEngine, RuntimeChoice};
-use updraft_model::{FunctionSpec, Namespace, Sandbox, annotations};
+use updraft_model::{FunctionSpec, Namespace, ResourceSet, Sandbox, annotations};
 
 use crate::harness::{Instance, answer, until};
 use crate::hostile::{deploy, owned};
@@ -164,6 +164,28 @@ async fn a_lock_file_that_could_not_be_seen_is_refused() {
     // With a path to ask nothing is looked for inside.
     spec.annotations.insert(annotations::HEALTH_PATH.into(), "/_/health".into());
     assert_eq!(answer(deploy(&engine, &spec).await, "/").await, "hello");
+    engine.shutdown().await;
+    drop(engine);
+    instance.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_takes_too_much_memory_is_ended_and_told() {
+    let instance = Instance::new(RuntimeChoice::Detect).await;
+    let engine = instance.open().await;
+    let mut spec = asking("alice");
+    let memory = Some("32Mi".parse().unwrap());
+    spec.limits = Some(ResourceSet { memory, ..ResourceSet::default() });
+    let address = deploy(&engine, &spec).await;
+    assert_eq!(answer(address, "/memory/8").await, "2048");
+    // Its answer never comes.
+    let bomb = tokio::spawn(async move { answer(address, "/memory/256").await });
+    until("it is told", async || {
+        let status = engine.get(&spec.id).await.unwrap().unwrap();
+        status.message.is_some_and(|message| message.contains("memory"))
+    })
+    .await;
+    bomb.abort();
     engine.shutdown().await;
     drop(engine);
     instance.destroy().await;
