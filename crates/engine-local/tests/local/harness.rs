@@ -299,7 +299,15 @@ impl<R: Runs> Harness for Local<R> {
         instance.options.gateway_port = Some(gateway.local_addr().unwrap().port());
         instance.options.names_again = Duration::from_millis(50);
         let engine = Mutex::new(Some(instance.open().await));
-        Self { instance, engine, inside, gateway, names, outside: OnceCell::new(), runs: PhantomData }
+        Self {
+            instance,
+            engine,
+            inside,
+            gateway,
+            names,
+            outside: OnceCell::new(),
+            runs: PhantomData,
+        }
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
