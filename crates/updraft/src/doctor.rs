@@ -268,7 +268,7 @@ fn program(program: &Program) -> Finding {
 /// Most machines need none, so that there is none is no warning.
 fn gvisor() -> Finding {
     let subject = "gVisor";
-    match in_path(&"runsc") {
+    match in_path("runsc") {
         Some(path) => good(subject, path.display().to_string()),
         None => good(
             subject,
