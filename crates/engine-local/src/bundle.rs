@@ -48,6 +48,9 @@ pub(crate) struct Bundle<'a> {
     pub(crate) network: Option<String>,
     /// Whose kernel it is to run on.
     pub(crate) sandbox: Sandbox,
+    /// The filter of system calls as the runtime has compiled it before, in base64: it does so
+    /// at every start otherwise.
+    pub(crate) compiled_filter: Option<&'a str>,
     pub(crate) cgroup: String,
     pub(crate) limits: Limits,
     /// Files and folders of the host to show read-only: source and place in the container.
@@ -149,6 +152,11 @@ impl Bundle<'_> {
             Some(path) => json!({ "type": "network", "path": path }),
             None => json!({ "type": "network" }),
         };
+        // Of crun(1); other runtimes read the filter itself.
+        let annotations = match self.compiled_filter {
+            Some(filter) => json!({ "run.oci.seccomp_bpf_data": filter }),
+            None => json!({}),
+        };
         let mapping = json!({ "containerID": 0, "hostID": self.users.first, "size": USERS });
         json!({
             "ociVersion": "1.0.2",
@@ -182,6 +190,7 @@ impl Bundle<'_> {
                 "readonly": self.read_only_root && self.sandbox == Sandbox::Kernel,
             },
             "hostname": self.hostname,
+            "annotations": annotations,
             "mounts": self.mounts(),
             "linux": {
                 "cgroupsPath": self.cgroup,
@@ -368,6 +377,7 @@ mod tests {
             read_only_root: true,
             network: Some("/proc/1/fd/3".into()),
             sandbox: Sandbox::Kernel,
+            compiled_filter: Some("AAAA"),
             cgroup: "/g".into(),
             limits: Limits {
                 memory_bytes: 1,
@@ -398,6 +408,7 @@ mod tests {
         assert_eq!(config["linux"]["resources"]["cpu"]["quota"], 5_000);
         assert_eq!(config["linux"]["resources"]["memory"]["swap"], 1);
         assert_eq!(config["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+        assert_eq!(config["annotations"]["run.oci.seccomp_bpf_data"], "AAAA");
     }
 
     #[test]

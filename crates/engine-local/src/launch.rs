@@ -153,6 +153,7 @@ async fn start(
         read_only_root: spec.read_only_root,
         network: Some(format!("/proc/{}/fd/{}", std::process::id(), slot.namespace.as_raw_fd())),
         sandbox,
+        compiled_filter: runtime.compiled_filter(),
         cgroup: shared.groups.place(replica.as_str(), users),
         limits,
         binds: binds
@@ -265,17 +266,19 @@ impl Limits {
     }
 }
 
-/// What the program of a test container prints.
-const TRIED: &str = "works";
-
-/// Runs `/bin/echo` of this machine in a container with every restriction that replicas get.
+/// Runs a program of this machine in a container with every restriction that replicas get.
+/// Returns the filter of system calls as the runtime has compiled it, where it keeps that.
 ///
 /// # Errors
 /// Why the runtime does not work here, in its own words.
-pub(crate) async fn try_out(runtime: &Runtime, options: &LocalEngineOptions) -> Result<(), String> {
+pub(crate) async fn try_out(
+    runtime: &Runtime,
+    options: &LocalEngineOptions,
+) -> Result<Option<String>, String> {
     let id = format!("try-{}-{}", runtime.name(), std::process::id());
     let folder = options.run.join(&id);
     let made = try_in(runtime, options, &id, &folder).await;
+    let filter = runtime.compiled_filter_of(&id);
     let cleared = runtime.delete(&id).await.map_err(|error| error.to_string());
     let group = trial_group(options, &id);
     runtime.cgroups.kill_all(&group);
@@ -284,7 +287,17 @@ pub(crate) async fn try_out(runtime: &Runtime, options: &LocalEngineOptions) -> 
     drop(runtime.cgroups.remove(&group));
     // Nothing of value is in it, and the next start uses another.
     drop(fs::remove_dir_all(&folder));
-    made.and(cleared)
+    made.and(cleared).map(|()| filter)
+}
+
+/// What is run in a test container, and a line that it prints when all is well.
+fn trial(sandbox: Sandbox) -> ([&'static str; 2], &'static str) {
+    match sandbox {
+        // Filtered, whoever has compiled the filter (proc_pid_status(5)).
+        Sandbox::Kernel => (["/bin/cat", "/proc/self/status"], "Seccomp:\t2"),
+        // What filters it is outside.
+        Sandbox::Gvisor => (["/bin/echo", "works"], "works"),
+    }
 }
 
 /// A container that shows that a runtime works is nobody's, so its group is beside the tenants'.
@@ -302,6 +315,7 @@ async fn try_in(
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     let users = tenants::trial(options);
     let sandbox = runtime.sandbox();
+    let (program, expected) = trial(sandbox);
     let user = User { uid: 65_534, gid: 65_534, groups: Vec::new(), home: "/".to_owned() };
     let root = Root {
         layers: vec![PathBuf::from("/")],
@@ -312,7 +326,7 @@ async fn try_in(
         is_read_only: true,
     };
     let bundle = Bundle {
-        args: vec!["/bin/echo".to_owned(), TRIED.to_owned()],
+        args: program.map(str::to_owned).to_vec(),
         env: Vec::new(),
         working_dir: "/",
         user: &user,
@@ -324,6 +338,7 @@ async fn try_in(
         // sandbox would take the addresses off it.
         network: (sandbox == Sandbox::Kernel).then(|| "/proc/self/ns/net".to_owned()),
         sandbox,
+        compiled_filter: runtime.compiled_filter(),
         cgroup: trial_group(options, id),
         limits: Limits {
             memory_bytes: options.default_memory_bytes,
@@ -357,7 +372,7 @@ async fn try_in(
     // A program so short may be waited for by the runtime, and what it did is what counts.
     let said = fs::read_to_string(folder.join("output")).unwrap_or_default();
     let ended_well = matches!(exit, Exit::Code(0) | Exit::Unknown);
-    if ended_well && said.lines().any(|line| line == TRIED) {
+    if ended_well && said.lines().any(|line| line == expected) {
         return Ok(());
     }
     Err(format!("a test container {exit}: {}", said.trim()))

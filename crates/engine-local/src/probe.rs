@@ -36,7 +36,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Pause after a failed attempt: a tenth of the time waited so far, so that a start is found out
 /// late by no more than that, within these bounds.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const SHORTEST_PAUSE: Duration = Duration::from_micros(250);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a ready replica of a function that named a readiness path is asked whether it still
@@ -190,7 +190,9 @@ impl Readiness {
         asked: Asked,
         seen: &tokio::sync::watch::Sender<NotReady>,
     ) {
-        tokio::time::sleep(self.delay).await;
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
         let begin = Instant::now();
         let mut successes = 0;
         loop {
@@ -206,8 +208,7 @@ impl Readiness {
                     seen.send_replace(answer);
                 }
             }
-            let pause = (begin.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-            tokio::time::sleep(pause).await;
+            pause((begin.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)).await;
         }
     }
 
@@ -249,6 +250,17 @@ impl Readiness {
             NotReady::Untried => "its readiness was never asked".to_owned(),
             seen => self.check.explain(seen),
         }
+    }
+}
+
+/// Waits as long as that, also where it is less than the runtime's timers tell apart: those have
+/// it rounded up to the next but one millisecond, which is as long as small functions take to start.
+async fn pause(time: Duration) {
+    if time < Duration::from_millis(2) {
+        // Fails at the end of the runtime only, when nobody waits any more.
+        drop(tokio::task::spawn_blocking(move || std::thread::sleep(time)).await);
+    } else {
+        tokio::time::sleep(time).await;
     }
 }
 

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use thiserror::Error;
@@ -75,6 +77,8 @@ pub(crate) struct Runtime {
     pub(crate) cgroups: Cgroups,
     /// Whether containers are put into their groups from here; else the runtime does it.
     places: bool,
+    /// The filter of system calls, compiled, in base64.
+    compiled_filter: Option<Arc<str>>,
     way: Way,
 }
 
@@ -249,15 +253,51 @@ impl Runtime {
                 "crun" => vec![format!("--cgroup-manager={manager}")],
                 _ => Vec::new(),
             };
-            let way = Way::Process;
-            let runtime =
-                Self { name, program, version, folder, flags, mounts, cgroups, places, way };
+            let runtime = Self {
+                name,
+                program,
+                version,
+                folder,
+                flags,
+                mounts,
+                cgroups,
+                places,
+                compiled_filter: None,
+                way: Way::Process,
+            };
             match works(&runtime, options).await {
-                Ok(()) => return Ok((runtime, refused)),
+                Ok(Some(filter)) => {
+                    return Ok((runtime.with_filter(filter, options).await, refused));
+                }
+                Ok(None) => return Ok((runtime, refused)),
                 Err(reason) => refused.push(format!("{name}: {reason}")),
             }
         }
         Err(OpenError::Runtime(refused.join("; ")))
+    }
+
+    /// The same with a filter of system calls that need not be compiled again, where that works.
+    async fn with_filter(self, filter: String, options: &LocalEngineOptions) -> Self {
+        let quick = Self { compiled_filter: Some(filter.into()), ..self.clone() };
+        match works(&quick, options).await {
+            Ok(_) => quick,
+            Err(reason) => {
+                tracing::warn!(reason, "starts take longer, the filter is compiled at each");
+                self
+            }
+        }
+    }
+
+    /// The filter of system calls for a bundle, if it is compiled already.
+    pub(crate) fn compiled_filter(&self) -> Option<&str> {
+        self.compiled_filter.as_deref()
+    }
+
+    /// The filter as it was compiled for a container that is there, in base64; `crun` keeps it
+    /// beside the container's state.
+    pub(crate) fn compiled_filter_of(&self, id: &str) -> Option<String> {
+        let filter = fs::read(self.folder.join(id).join("seccomp.bpf")).ok()?;
+        (!filter.is_empty()).then(|| STANDARD.encode(filter))
     }
 
     /// Prepares what the next starts need; for a runtime that will make some.
@@ -281,6 +321,7 @@ impl Runtime {
             mounts: PrivateMounts::new(UnifiedCgroup::Shown),
             cgroups: cgroups.clone(),
             places: false,
+            compiled_filter: None,
             way: Way::Sandbox(gvisor::Quirk::None),
         })
     }
@@ -294,7 +335,7 @@ impl Runtime {
         let way = Way::Sandbox(gvisor::Quirk::of(&version));
         let runtime = Self { program, version, way, ..self.clone() };
         // Once: who asks again has it tried again.
-        crate::launch::try_out(&runtime, options).await.map(|()| runtime)
+        crate::launch::try_out(&runtime, options).await.map(|_| runtime)
     }
 
     /// Whose kernel it runs containers on.
@@ -482,7 +523,7 @@ impl Runtime {
 ///
 /// # Errors
 /// The last failure, in the runtime's own words.
-async fn works(runtime: &Runtime, options: &LocalEngineOptions) -> Result<(), String> {
+async fn works(runtime: &Runtime, options: &LocalEngineOptions) -> Result<Option<String>, String> {
     let mut attempt = 1;
     loop {
         match crate::launch::try_out(runtime, options).await {
