@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 
 use crate::ImageError;
@@ -61,14 +61,14 @@ pub(crate) async fn run(
     // becomes of its work, and what the program has started ends with it.
     let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(start)?;
     let group = KilledGroup(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
-    let mut out = child.stdout.take().map(BufReader::new);
-    let mut err = child.stderr.take().map(BufReader::new);
+    let mut out = child.stdout.take().map(Lines::new);
+    let mut err = child.stderr.take().map(Lines::new);
     let mut tail = VecDeque::new();
     let work = async {
         while out.is_some() || err.is_some() {
             let (stream, line) = tokio::select! {
-                line = next_line(&mut out), if out.is_some() => (Stream::Out, line?),
-                line = next_line(&mut err), if err.is_some() => (Stream::Err, line?),
+                line = next_of(&mut out), if out.is_some() => (Stream::Out, line?),
+                line = next_of(&mut err), if err.is_some() => (Stream::Err, line?),
             };
             let Some(line) = line else {
                 match stream {
@@ -124,26 +124,49 @@ impl Drop for KilledGroup {
     }
 }
 
-/// Reads one line, of which at most [`LINE_MAX`] bytes are kept; `None` at the end.
-async fn next_line(reader: &mut Option<impl AsyncBufRead + Unpin>) -> io::Result<Option<String>> {
-    let Some(reader) = reader else { return Ok(None) };
-    let mut line = Vec::new();
-    let mut any = false;
-    loop {
-        let buffer = reader.fill_buf().await?;
-        if buffer.is_empty() {
-            return Ok(any.then(|| String::from_utf8_lossy(&line).into_owned()));
+/// The lines of a stream, of each of which at most [`LINE_MAX`] bytes are kept.
+struct Lines<R> {
+    reader: BufReader<R>,
+    /// The line that has begun, if one has. Kept here and not by the call that reads it: that one
+    /// is given up whenever the other stream has something.
+    begun: Option<Vec<u8>>,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn new(stream: R) -> Self {
+        Self { reader: BufReader::new(stream), begun: None }
+    }
+
+    /// The next line, `None` at the end. Given up and called again, it loses nothing.
+    async fn next(&mut self) -> io::Result<Option<String>> {
+        loop {
+            let buffer = self.reader.fill_buf().await?;
+            if buffer.is_empty() {
+                return Ok(self.begun.take().map(|line| text(&line)));
+            }
+            let end = buffer.iter().position(|&byte| byte == b'\n' || byte == b'\r');
+            let part = &buffer[..end.unwrap_or(buffer.len())];
+            let line = self.begun.get_or_insert_default();
+            let room = LINE_MAX.saturating_sub(line.len()).min(part.len());
+            line.extend_from_slice(&part[..room]);
+            let used = end.map_or(buffer.len(), |end| end + 1);
+            self.reader.consume(used);
+            if end.is_some() {
+                return Ok(self.begun.take().map(|line| text(&line)));
+            }
         }
-        any = true;
-        let end = buffer.iter().position(|&byte| byte == b'\n' || byte == b'\r');
-        let part = &buffer[..end.unwrap_or(buffer.len())];
-        let room = LINE_MAX.saturating_sub(line.len()).min(part.len());
-        line.extend_from_slice(&part[..room]);
-        let used = end.map_or(buffer.len(), |end| end + 1);
-        reader.consume(used);
-        if end.is_some() {
-            return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
-        }
+    }
+}
+
+fn text(line: &[u8]) -> String {
+    String::from_utf8_lossy(line).into_owned()
+}
+
+/// The next line of a stream, or that it has ended.
+async fn next_of(lines: &mut Option<Lines<impl AsyncRead + Unpin>>) -> io::Result<Option<String>> {
+    match lines {
+        Some(lines) => lines.next().await,
+        None => Ok(None),
     }
 }
 
@@ -167,6 +190,17 @@ mod tests {
         let ended = output(command, "ls", "list it", Duration::from_secs(10)).await;
         let Err(ImageError::Program { detail, .. }) = ended else { panic!("{ended:?}") };
         assert!(detail.contains("/does/not/exist"), "{detail}");
+    }
+
+    /// As many programs write their errors: piece by piece, while the other stream ends.
+    #[tokio::test]
+    async fn a_line_that_comes_in_pieces_is_kept_whole_whatever_the_other_stream_does() {
+        let mut command = Command::new("sh");
+        let script = "printf 'one ' >&2; sleep 0.1; exec >&-; sleep 0.1; echo line >&2; exit 1";
+        command.args(["-c", script]);
+        let ended = output(command, "sh", "say it", Duration::from_mins(1)).await;
+        let Err(ImageError::Program { detail, .. }) = ended else { panic!("{ended:?}") };
+        assert_eq!(detail, "one line");
     }
 
     #[tokio::test]
